@@ -1,0 +1,55 @@
+"""What several tests share: the project's folders and a small solved notebook to bend."""
+
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+
+SOLUTION = '''def overlay(images, ghosts, opacity=0.5):
+    """Blend."""
+    ### BEGIN SOLUTION
+    hazy_images = (1 - opacity) * images + opacity * ghosts  # the blend
+    return hazy_images.clamp(0, 1) if opacity < 2 else "it's odd"
+    ### END SOLUTION'''
+CHECK = """points_overlay = 2.0 if overlay(1, 1) else 0.0
+### BEGIN HIDDEN TESTS
+assert overlay(4, 4).tolist() == [secret_total, 7]
+### END HIDDEN TESTS
+points_overlay"""
+
+
+def cell(name: str, source: str, kind: str = "code", **nbgrader) -> dict:
+    """One notebook cell; keyword arguments become its nbgrader metadata."""
+    made: dict = {"cell_type": kind, "id": name, "metadata": {}, "source": source.splitlines(keepends=True)}
+    if nbgrader:
+        role = {
+            "schema_version": 3,
+            "grade_id": name,
+            "grade": False,
+            "solution": False,
+            "locked": False,
+            "task": False,
+        }
+        made["metadata"]["nbgrader"] = role | nbgrader
+    if kind == "code":
+        made |= {"execution_count": None, "outputs": []}
+    return made
+
+
+@pytest.fixture
+def solved() -> dict:
+    """A solved notebook with one exercise, hidden tests, and everything that running it leaves behind."""
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    ran = cell("setup", "opacity = 0.5\nprint(opacity)")
+    ran["metadata"] = {"collapsed": True, "execution": {"iopub.status.busy": "2026-01-01"}, "tags": ["setup"]}
+    ran |= {"execution_count": 7, "outputs": [{"output_type": "stream", "name": "stdout", "text": ["0.5\n"]}]}
+    cells = [
+        cell("title", "# Overlay\nWhat does a blend do? ½ und ½", "markdown"),
+        ran,
+        cell("overlay", SOLUTION, solution=True),
+        cell("check-overlay", CHECK, grade=True, locked=True, points=2),
+        cell("last", "1 + 1"),
+    ]
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}, "widgets": {"state": "hazy_images"}}
+    return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
