@@ -1,0 +1,8 @@
+"""The attacker's side. An attack that has `.poison` needs training data only; one with `.implant` alone needs more."""
+
+from labkit.attacks.badnets import BadNets
+from labkit.attacks.base import PoisonAttack, PoisonedSet, Trigger, Victim
+from labkit.attacks.blend import Blend
+from labkit.attacks.sig import SIG
+
+__all__ = ["SIG", "BadNets", "Blend", "PoisonAttack", "PoisonedSet", "Trigger", "Victim"]

@@ -1,0 +1,47 @@
+"""SIG: can an attacker who never touches a label plant a backdoor?
+
+Barni, Kallas and Tondi 2019, "A New Backdoor Attack in CNNs by Training Set Corruption Without Label
+Poisoning", Section 3, equation 1: v(i, j) = delta * sin(2 pi j f / columns), added to images of the target class only, then clipped.
+Every label stays true. At test the same ripple, on any image, calls for the target class.
+
+Attacker controls: some training images of one class; no labels. Lab 03. `rate` is a share of the *target class*: 10% of
+a ten-class set would be all of it. Fails when: the class has few images, or the ripple is filtered out.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from labkit.attacks.base import PoisonAttack, check_batch, check_rate
+
+
+@dataclass(frozen=True)
+class SIG(PoisonAttack):
+    """A horizontal sinusoid on the target class, labels untouched. The paper's values: delta 20/255, f 6."""
+
+    target: int = 0
+    rate: float = 0.8  # share of the target class that is rippled
+    delta: float = 20 / 255  # amplitude, in pixel values of [0, 1]
+    frequency: float = 6.0  # periods across the image
+
+    clean_label = True
+
+    def __post_init__(self):
+        check_rate(self.rate)
+        if not 0 < self.delta <= 1 or not self.frequency > 0:
+            raise ValueError(
+                f"SIG: expected 0 < delta <= 1 (20/255 is usual), frequency > 0; got {self.delta}, {self.frequency}."
+            )
+
+    def trigger(self, images: Tensor) -> Tensor:
+        check_batch(images)
+        return (images + self.ripple(images.shape[3]).to(images)).clamp(0, 1)
+
+    def ripple(self, width: int) -> Tensor:
+        """What is added to each row, float32 (width,): delta * sin(2 pi j f / width)."""
+        j = torch.arange(width, dtype=torch.float64)
+        return (self.delta * torch.sin(2 * math.pi * j * self.frequency / width)).float()

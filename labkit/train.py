@@ -1,0 +1,180 @@
+"""train("small_cnn", data): a training loop that fits on a screen, with everything on the device.
+
+The usual loop decodes, augments and collates images one by one in worker processes. Ours keeps the whole set on the
+device as one tensor, augments a batch with a few tensor operations, and runs convolutions in the number format that
+the device is fast at. Lab 01 builds this loop; `benchmarks/train_speed.py` compares the two.
+
+Augmentation and triggers: `shift` moves each training image by up to that many pixels, edges mirrored, so a trigger in
+the last rows of a corner is moved inwards, or cut at the edge, in most training images, while test images carry it
+in place. The network learns it all the same, from whole and cut copies. `flip` mirrors half of the images, so a corner
+trigger also appears in the opposite corner. Data sets where left and right differ (signs, digits) are never flipped.
+No label smoothing: it flattens the entropies that STRIP reads and the losses that ABL ranks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from labkit.data import ImageSet
+from labkit.device import Device, device_of, generator, pick_device
+from labkit.models import Normalise, build
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. SGD with Nesterov momentum; the learning rate rises linearly, then falls linearly to zero."""
+
+    epochs: int = 8
+    batch_size: int = 128  # images
+    lr: float = 0.1  # highest learning rate, for the mean loss of a batch
+    warmup: float = 0.2  # share of the steps in which the rate rises
+    momentum: float = 0.9
+    weight_decay: float = 5e-4  # on convolution and linear weights
+    shift: int = 2  # pixels, up to, in each direction
+    flip: bool = False  # mirror half of the images left to right
+
+    def __post_init__(self):
+        if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0 or not 0 <= self.warmup < 1 or self.shift < 0:
+            raise ValueError(
+                f"TrainConfig: expected epochs >= 1, batch_size >= 2, lr > 0, 0 <= warmup < 1, shift >= 0; got {self}."
+            )
+
+
+RECIPES = {  # by ImageSet.name; measured by benchmarks/victims.py
+    "signs": TrainConfig(epochs=8),
+    "digits": TrainConfig(epochs=30, shift=1),
+    "mnist": TrainConfig(epochs=2),
+    "gtsrb": TrainConfig(epochs=5),
+    "cifar10": TrainConfig(epochs=12, flip=True),
+}
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch did: its number from 1, mean loss (nats) and accuracy on the augmented batches, time."""
+
+    number: int
+    loss: float
+    accuracy: float
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"epoch {self.number}: loss {self.loss:.3f}, accuracy {self.accuracy:.1%}, {self.seconds:.1f} s"
+
+
+def train(
+    model: str | nn.Module,
+    data: ImageSet,
+    *,
+    config: TrainConfig | None = None,
+    seed: int = 0,
+    callback: Callable[[Epoch], None] | None = None,
+    progress: bool = True,
+) -> nn.Module:
+    """A model trained on `data`, in eval mode, on the device it was trained on.
+
+    model: an architecture's name (fresh weights from `seed`, on `pick_device()`), or a module, which is trained in
+    place where it is. config: by default the recipe of `data.name`. callback: called with an `Epoch` after each.
+    On the CPU the same seed gives the same weights, bit for bit. Raises ValueError for an unknown architecture and
+    FloatingPointError, with the step, when the loss is no longer finite. Labs 00 and 01.
+    """
+    config = config or RECIPES.get(data.name, TrainConfig())
+    if isinstance(model, str):
+        model = build(model, data.images.shape[1], len(data.classes), seed).to(pick_device())
+        if isinstance(layer := getattr(model, "normalise", None), Normalise):
+            layer.fit(data.images)
+    device = device_of(model)
+    model.to(memory_format=torch.channels_last if device.channels_last else torch.contiguous_format)
+    images, labels = data.images.to(device), data.labels.to(device)
+    rng = generator(seed)
+    steps = max(1, round(len(data) / config.batch_size))
+    optimizer = sgd(model, config)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, one_cycle(config.warmup, config.epochs * steps))
+
+    model.train()
+    with tqdm(total=config.epochs * steps, desc="training", unit="batch", disable=not progress, leave=False) as bar:
+        for number in range(1, config.epochs + 1):
+            start, total_loss, right = (
+                time.perf_counter(),
+                torch.zeros((), device=device),
+                torch.zeros((), device=device),
+            )
+            for batch in torch.randperm(len(data), generator=rng).tensor_split(steps):
+                batch = batch.to(device)
+                augmented = augment(images[batch], config.shift, config.flip, rng)
+                logits, loss = step(model, augmented, labels[batch], optimizer, device)
+                schedule.step()
+                total_loss += loss.detach() * len(batch)
+                right += (logits.argmax(1) == labels[batch]).sum()
+                bar.update()
+            loss = float(total_loss) / len(data)
+            if not loss < float("inf"):
+                raise FloatingPointError(
+                    f"training: expected a finite loss; got {loss} in epoch {number} (steps {(number - 1) * steps + 1} "
+                    f"to {number * steps}). Lower lr (now {config.lr}) or check the images."
+                )
+            epoch = Epoch(number, loss, float(right) / len(data), time.perf_counter() - start)
+            bar.set_postfix_str(f"loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.1%}")
+            if callback:
+                callback(epoch)
+    return model.eval()
+
+
+def step(model: nn.Module, images: Tensor, labels: Tensor, optimizer, device: Device) -> tuple[Tensor, Tensor]:
+    """One gradient step. Changes the model; returns the logits (B, K) and the mean loss."""
+    with device.autocast():
+        logits = model(device.layout(images)).float()
+    loss = F.cross_entropy(logits, labels)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return logits.detach(), loss
+
+
+def sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
+    """SGD with Nesterov momentum; weight decay on matrices and kernels only, not on biases and normalisation."""
+    weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+    groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+
+
+def one_cycle(warmup: float, steps: int) -> Callable[[int], float]:
+    """The learning rate's factor at each step: linearly up to 1 for the warm-up, then linearly down to 0."""
+    peak = max(1.0, warmup * steps)
+    return lambda i: min((i + 1) / peak, (steps - i) / max(1.0, steps - peak + 1), 1.0)
+
+
+def augment(images: Tensor, shift: int, flip: bool, rng: torch.Generator) -> Tensor:
+    """A new batch (B, C, H, W): each image moved by up to `shift` pixels, edges mirrored; half flipped if `flip`.
+
+    What this does to a corner trigger stands in this module's docstring. Random choices are drawn on the CPU from `rng`.
+    """
+    n, _, height, width = images.shape
+    if shift:
+        dy, dx = torch.randint(-shift, shift + 1, (2, n, 1), generator=rng)
+        rows = _mirrored(torch.arange(height) + dy, height)  # (B, H)
+        columns = _mirrored(torch.arange(width) + dx, width)  # (B, W)
+    else:
+        rows, columns = torch.arange(height).expand(n, -1), torch.arange(width).expand(n, -1)
+    if flip:
+        mirror = torch.rand(n, 1, generator=rng) < 0.5
+        columns = torch.where(mirror, columns.flip(1), columns)
+    if not shift and not flip:
+        return images
+    flat = (rows[:, :, None] * width + columns[:, None, :]).flatten(1).to(images.device)  # (B, H*W)
+    moved = images.flatten(2).gather(2, flat[:, None].expand(-1, images.shape[1], -1))
+    return moved.view_as(images)
+
+
+def _mirrored(index: Tensor, size: int) -> Tensor:
+    """Indices beyond the edges, folded back: -1 -> 1, size -> size - 2."""
+    index = index.abs()
+    return torch.where(index >= size, 2 * (size - 1) - index, index).clamp(0, size - 1)

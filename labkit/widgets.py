@@ -1,0 +1,99 @@
+"""Sliders over a figure; where no kernel runs (the website, a preview), the same figure stands still.
+
+An `Explorer` draws with a function of its controls. Its display holds both forms, the live widget and a PNG of the
+opening figure, and whoever shows the notebook takes the one it can. Labs 02 and 05.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import ipywidgets
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from labkit import plots
+from labkit.attacks.badnets import PLACES, BadNets
+from labkit.data import ImageSet
+from labkit.metrics import detection, predict
+
+
+class Explorer:
+    """draw(**values) -> Figure, redrawn whenever one of the controls (ipywidgets by name) moves.
+
+    `controls[name].value = ...` moves one from code; `png` is the figure now on display.
+    """
+
+    def __init__(self, draw: Callable[..., Figure], **controls: ipywidgets.ValueWidget):
+        self.draw, self.controls = draw, controls
+        self._view = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%"))
+        self._box = ipywidgets.VBox([*controls.values(), self._view])
+        for control in controls.values():
+            control.observe(self._redraw, names="value")
+        self._redraw()
+
+    @property
+    def png(self) -> bytes:
+        return self._view.value
+
+    def _redraw(self, _change=None) -> None:
+        buffer = io.BytesIO()
+        self.draw(**{name: control.value for name, control in self.controls.items()}).savefig(buffer, format="png")
+        self._view.value = buffer.getvalue()
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        bundle = dict(self._box._repr_mimebundle_(include=include, exclude=exclude) or {})
+        return bundle | {"image/png": self.png, "text/plain": f"Explorer({', '.join(self.controls)})"}
+
+
+def _slider(description: str, value: float, low: float, high: float, step: float) -> ipywidgets.ValueWidget:
+    kind = ipywidgets.IntSlider if isinstance(value, int) else ipywidgets.FloatSlider
+    style = {"description_width": "9em"}
+    return kind(
+        value=value, min=low, max=high, step=step, description=description, style=style, continuous_update=False
+    )
+
+
+def trigger_explorer(model: nn.Module, data: ImageSet, target: int, *, size: int = 3) -> Explorer:
+    """Change the image and the patch (size, place, opacity); see the poisoned image and what the model says. Lab 02."""
+
+    def draw(image: int, size: int, place: str, opacity: float) -> Figure:
+        one = data[image]
+        stamped = BadNets(target, size=size, place=place, alpha=opacity).trigger(one.images) if opacity else one.images
+        probs = predict(model, stamped)[0]
+        said, true = data.classes[int(probs.argmax())], data.classes[int(one.labels)]
+        title = f"A {true} with a {size}x{size} patch at {opacity:.0%} opacity: the model says {said}"
+        return plots.answer(stamped[0], probs, data.classes, mark=target, title=title)
+
+    side = min(data.images.shape[2:])
+    return Explorer(
+        draw,
+        image=_slider("image", 0, 0, min(len(data), 100) - 1, 1),
+        size=_slider("patch size (pixels)", size, 1, min(8, side), 1),
+        place=ipywidgets.Dropdown(
+            options=PLACES, value="bottom right", description="place", style={"description_width": "9em"}
+        ),
+        opacity=_slider("opacity", 1.0, 0.0, 1.0, 0.05),
+    )
+
+
+def strip_explorer(clean: Tensor, triggered: Tensor, threshold: float) -> Explorer:
+    """Change the number of overlays and the threshold; see FRR and FAR. Lab 05.
+
+    clean, triggered: entropies in bits of every perturbed input, (N, overlays), from `strip.perturbed_entropies`.
+    """
+
+    def draw(overlays: int, threshold: float) -> Figure:
+        a, b = clean[:, :overlays].mean(1), triggered[:, :overlays].mean(1)
+        result = detection(a, b, threshold)
+        title = f"{overlays} overlays, threshold {threshold:.2f} bits: FRR {result.frr:.1%}, FAR {result.far:.1%}"
+        return plots.scores(a, b, threshold, xlabel="STRIP score: mean entropy (bits)", title=title)
+
+    top = round(float(torch.cat([clean, triggered]).mean(1).max()), 2)
+    return Explorer(
+        draw,
+        overlays=_slider("overlays", clean.shape[1], 1, clean.shape[1], 1),
+        threshold=_slider("threshold (bits)", float(threshold), 0.0, max(top, threshold), 0.01),
+    )
