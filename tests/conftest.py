@@ -4,7 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from labkit.course.notebooks import read
+
 PROJECT = Path(__file__).parents[1]
+LABS = sorted((PROJECT / "labs").glob("[0-9][0-9]_*.ipynb"))
+EXPECTED_LABS = ("00_tour", "01_classifier", "02_badnets", "05_strip")  # fewer is an error, more is welcome
+NAMES = sorted({*EXPECTED_LABS, *(path.stem for path in LABS)})
 
 SOLUTION = '''def overlay(images, ghosts, opacity=0.5):
     """Blend."""
@@ -17,6 +22,13 @@ CHECK = """points_overlay = 2.0 if overlay(1, 1) else 0.0
 assert overlay(4, 4).tolist() == [secret_total, 7]
 ### END HIDDEN TESTS
 points_overlay"""
+
+
+def lab(name: str) -> dict:
+    """The solved notebook of that name; a missing one fails the test that asks for it."""
+    path = PROJECT / "labs" / f"{name}.ipynb"
+    assert path.exists(), f"expected the lab {path.name}, got {[p.name for p in LABS]}"
+    return read(path)
 
 
 def cell(name: str, source: str, kind: str = "code", **nbgrader) -> dict:

@@ -7,13 +7,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, cell
+from conftest import LABS, PROJECT, cell
 
 from labkit.course import release as module
 from labkit.course.cli import main
-from labkit.course.release import CODE_STUB, encode, release, student_notebook
-
-LABS = sorted((PROJECT / "labs").glob("[0-9][0-9]_*.ipynb"))
+from labkit.course.notebooks import encode
+from labkit.course.release import CODE_STUB, release, student_notebook
 
 
 def project(folder: Path, **notebooks: dict) -> Path:
@@ -88,9 +87,15 @@ MALFORMED = {
     "no begin": (spoil(lambda c: c["overlay"].update(source="x = 1\n### END SOLUTION")), "out of place"),
     "nested": (spoil(lambda c: c["overlay"]["source"].insert(3, "### BEGIN SOLUTION\n")), "out of place"),
     "crossed": (spoil(lambda c: c["check-overlay"]["source"].insert(2, "### END SOLUTION\n")), "out of place"),
-    "unmarked solution": (spoil(lambda c: c["overlay"].update(source="x = 1")), "in a solution cell, got neither"),
-    "solution elsewhere": (spoil(lambda c: c["last"].update(source=c["overlay"]["source"])), "in a solution cell only"),
-    "hidden elsewhere": (spoil(lambda c: c["last"].update(source=c["check-overlay"]["source"])), "a grade cell only"),
+    "unmarked solution": (spoil(lambda c: c["overlay"].update(source="x = 1")), "in a solution cell, got none"),
+    "solution elsewhere": (
+        spoil(lambda c: c["last"].update(source=c["overlay"]["source"])),
+        "SOLUTION in a solution cell only",
+    ),
+    "hidden elsewhere": (
+        spoil(lambda c: c["last"].update(source=c["check-overlay"]["source"])),
+        "HIDDEN TESTS in a grade cell only",
+    ),
     "no points": (spoil(lambda c: role(c, "check-overlay").pop("points")), "points above 0 on a check cell, got None"),
     "points no number": (spoil(lambda c: role(c, "check-overlay").update(points="2")), "points above 0"),
     "no grade id": (spoil(lambda c: role(c, "overlay").pop("grade_id")), "grade_id of letters"),
