@@ -25,17 +25,22 @@ def new_figure(width: float = 6.4, height: float = 3.6, **subplots) -> tuple[Fig
 
     The figure is closed for pyplot, so a notebook shows it once, where it is returned, and memory does not grow.
     """
-    style = {"axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 11, "axes.titleweight": "bold"}
-    with plt.rc_context(style | {"axes.titlelocation": "left", "figure.dpi": 110, "legend.frameon": False}):
+    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 110}):
         figure, axes = plt.subplots(figsize=(width, height), layout="constrained", **subplots)
     plt.close(figure)
     return figure, axes
 
 
+def titled(figure: Figure, title: str) -> Figure:
+    """The figure with its finding on top, at the left. Changes the figure."""
+    if title:
+        return titled(figure, title)
+
+
 def picture(image: Tensor):
     """(C, H, W) in [0, 1] -> what imshow takes: (H, W, 3), or (H, W) for grey."""
     image = image.detach().cpu().float().clamp(0, 1)
-    return image[0] if len(image) == 1 else image.permute(1, 2, 0)
+    return (image[0] if len(image) == 1 else image.permute(1, 2, 0)).numpy()
 
 
 def grid(
@@ -51,9 +56,7 @@ def grid(
         if i < len(images):
             ax.imshow(picture(images[i]), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             ax.set_title(captions[i] if i < len(captions) else "", fontsize=8, fontweight="normal", loc="center")
-    if title:
-        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
-    return figure
+    return titled(figure, title)
 
 
 def before_after(clean: Tensor, triggered: Tensor, *, title: str = "", magnify: float = 1.0) -> Figure:
@@ -67,8 +70,7 @@ def before_after(clean: Tensor, triggered: Tensor, *, title: str = "", magnify: 
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
         axes[row][0].set_ylabel(name, fontsize=9)  # type: ignore[index]
-    figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
-    return figure
+    return titled(figure, title)
 
 
 def training(history: Sequence[Epoch], *, title: str = "") -> Figure:
@@ -79,8 +81,7 @@ def training(history: Sequence[Epoch], *, title: str = "") -> Figure:
     left.set(xlabel="epoch", ylabel="mean training loss (nats)", ylim=(0, None))
     right.plot(epochs, [100 * e.accuracy for e in history], "o-", color=CLEAN)
     right.set(xlabel="epoch", ylabel="training accuracy (%)", ylim=(None, 100))
-    figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
-    return figure
+    return titled(figure, title)
 
 
 def sweep(
@@ -95,9 +96,9 @@ def sweep(
         ax.set_xscale("log")
         ax.set_xticks(list(x), [f"{v:g}" for v in x])
         ax.minorticks_off()
-    ax.set(xlabel=xlabel, ylabel="share of images (%)", ylim=(-3, 103), title=title)
-    ax.legend()
-    return figure
+    ax.set(xlabel=xlabel, ylabel="share of images (%)", ylim=(-3, 103))
+    ax.legend(frameon=False)
+    return titled(figure, title)
 
 
 def scores(clean: Tensor, triggered: Tensor, threshold: float | None = None, *, xlabel: str, title: str = "") -> Figure:
@@ -110,9 +111,9 @@ def scores(clean: Tensor, triggered: Tensor, threshold: float | None = None, *, 
         ax.stairs(counts, edges, fill=True, color=colour, alpha=0.55, hatch=hatch, label=f"{label} ({len(values):,})")
     if threshold is not None:
         ax.axvline(threshold, color="black", linestyle="--", linewidth=1, label=f"threshold {threshold:.2f}")
-    ax.set(xlabel=xlabel, ylabel="share of inputs (%)", title=title)
-    ax.legend()
-    return figure
+    ax.set(xlabel=xlabel, ylabel="share of inputs (%)")
+    ax.legend(frameon=False)
+    return titled(figure, title)
 
 
 def errors(clean: Tensor, triggered: Tensor, *, title: str = "") -> Figure:
@@ -123,10 +124,10 @@ def errors(clean: Tensor, triggered: Tensor, *, title: str = "") -> Figure:
     ax.plot((100 * frr).clamp_min(floor), (100 * far).clamp_min(floor), color=TRIGGERED, drawstyle="steps-post")
     ax.axvline(1, color=NEUTRAL, linestyle=":", label="FRR 1%")
     ax.axhline(1, color=NEUTRAL, linestyle="--", label="FAR 1%")
-    ax.set(xscale="log", yscale="log", title=title)
+    ax.set(xscale="log", yscale="log")
     ax.set(xlabel="false rejection rate, clean inputs flagged (%)", ylabel="false acceptance rate (%)")
-    ax.legend()
-    return figure
+    ax.legend(frameon=False)
+    return titled(figure, title)
 
 
 def answer(image: Tensor, probs: Tensor, classes: Sequence[str], *, mark: int | None = None, title: str = "") -> Figure:
@@ -139,5 +140,4 @@ def answer(image: Tensor, probs: Tensor, classes: Sequence[str], *, mark: int | 
     right.set_yticks(range(len(classes)), list(classes), fontsize=8)
     right.invert_yaxis()
     right.set(xlim=(0, 100), xlabel="probability (%)")
-    figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
-    return figure
+    return titled(figure, title)

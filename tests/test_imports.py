@@ -42,7 +42,7 @@ def front_door(package: Path) -> dict[str, str]:
 
 
 def imported_parts(tree: ast.AST, path: Path, package: Path) -> set[str]:
-    """The parts of labkit that a module imports, inside functions too; names from the front door count as their home."""
+    """The parts of labkit that a module imports, inside functions too; the front door's names count as their home."""
     names = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
