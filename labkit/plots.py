@@ -34,7 +34,8 @@ def new_figure(width: float = 6.4, height: float = 3.6, **subplots) -> tuple[Fig
 def titled(figure: Figure, title: str) -> Figure:
     """The figure with its finding on top, at the left. Changes the figure."""
     if title:
-        return titled(figure, title)
+        figure.suptitle(title, fontsize=11, fontweight="bold", x=0.01, ha="left")
+    return figure
 
 
 def picture(image: Tensor):

@@ -39,6 +39,11 @@ class SIG(PoisonAttack):
 
     def trigger(self, images: Tensor) -> Tensor:
         check_batch(images)
+        if images.shape[3] <= 2 * self.frequency:
+            raise ValueError(
+                f"SIG: {self.frequency:g} periods need images more than {2 * self.frequency:g} pixels wide (two samples a "
+                f"period); got {images.shape[3]}. Lower the frequency."
+            )
         return (images + self.ripple(images.shape[3]).to(images)).clamp(0, 1)
 
     def ripple(self, width: int) -> Tensor:
