@@ -1,4 +1,4 @@
-"""Graders that are tested: the reference is right, the stub gets nothing, other right answers count, wrong ones don't."""
+"""The graders are tested: the reference is right, a stub gets nothing, other right answers count, wrong ones do not."""
 
 import importlib
 import pkgutil

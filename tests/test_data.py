@@ -1,4 +1,4 @@
-"""load(): every source gives the same kind of Splits; files in the documented layout, and what is said of other files."""
+"""load(): every source gives the same kind of Splits; the documented file layout, and what is said of other files."""
 
 import json
 import struct

@@ -1,6 +1,7 @@
 """The training loop: repeats bit for bit, learns, reports, stops on nonsense; augmentation and schedule by hand."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -100,8 +101,8 @@ def test_the_schedule_rises_peaks_and_falls():
     factor = one_cycle(0.25, 100)
     values = [factor(i) for i in range(100)]
     assert max(values) == 1 == values[24]
-    assert all(a < b for a, b in zip(values[:24], values[1:25], strict=True))
-    assert all(a > b for a, b in zip(values[25:99], values[26:100], strict=True))
+    assert all(a < b for a, b in pairwise(values[:25]))
+    assert all(a > b for a, b in pairwise(values[25:]))
     assert 0 < values[-1] < 0.02 and values[0] == pytest.approx(1 / 25)
 
 
@@ -117,7 +118,7 @@ def test_a_bad_recipe_is_named(bad):
 
 
 def test_an_unknown_architecture_lists_the_known_ones():
-    with pytest.raises(ValueError, match="expected one of small_cnn, wrn16_1, preact_resnet18.*got 'vgg'"):
+    with pytest.raises(ValueError, match=r"expected one of small_cnn, wrn16_1, preact_resnet18.*got 'vgg'"):
         train("vgg", image_set())
 
 

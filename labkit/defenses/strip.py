@@ -103,7 +103,7 @@ def perturbed_entropies(
     inputs (N, C, H, W); pool (M, C, H, W) clean images; picks int64 (N, overlays): which of them to lay over each input.
     """
     device = device_of(model)
-    inputs, pool = inputs.to(device), pool.to(device)
+    inputs, pool = device.layout(inputs), device.layout(pool)  # so that mixtures come out in the layout the model likes
     rows = []
     chunk = max(1, BATCH[device.type] // picks.shape[1])  # inputs at a time: their mixtures fill one batch
     for x, pick in zip(inputs.split(chunk), picks.split(chunk), strict=True):

@@ -1,0 +1,74 @@
+"""One published number, with everything needed to believe it: printed as a line, kept as `results/<name>.json`."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from labkit import pick_device
+
+RESULTS = Path(__file__).parent.parent / "results"
+
+
+def arguments(doc: str | None, **defaults) -> argparse.Namespace:
+    """The options that all benchmark scripts share; `defaults` adds lists such as data=["signs"]."""
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--save", action="store_true", help="keep the figures as cards in results/")
+    for name, value in defaults.items():
+        parser.add_argument(f"--{name}", nargs="+", default=value)
+    return parser.parse_args()
+
+
+def card(name: str, values: list[float], unit: str, *, seeds: list[int], n: str, recipe: str, bar: str, save: bool):
+    """Prints mean, smallest and largest of `values` (one for each seed or run); keeps them if asked to."""
+    mean = statistics.fmean(values)
+    low, high = min(values), max(values)
+    print(f"{name:44} {mean:9.3f} {unit:8} ({low:.3f} to {high:.3f}; {len(values)} runs; {n}; bar {bar})", flush=True)
+    if not save:
+        return
+    command = " ".join(["python", *(os.path.relpath(a) if a.endswith(".py") else a for a in sys.argv)])
+    record = {
+        "name": name,
+        "value": round(mean, 4),
+        "unit": unit,
+        "spread": [round(low, 4), round(high, 4)],
+        "values": [round(v, 4) for v in values],
+        "n": n,
+        "seeds": seeds,
+        "bar": bar,
+        "machine": machine(),
+        "recipe": recipe,
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name.replace(' ', '_').replace('/', '-').replace(',', '').lower()}.json"
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def machine() -> str:
+    """The processor, its cores, the device that labkit picks, and torch's version."""
+    chip = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                chip = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        if platform.system() == "Darwin":
+            chip = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True).stdout
+    device = pick_device()
+    dtype = str(device.dtype).removeprefix("torch.")
+    return f"{chip.strip()}, {os.cpu_count()} cores; {device.name} in {dtype}; torch {torch.__version__.split('+')[0]}"

@@ -1,0 +1,62 @@
+"""BadNets victims on each data set: CA, ASR, RA and seconds to train, over seeds.
+
+python benchmarks/victims.py --data signs mnist gtsrb cifar10 [--save]      (LABKIT_DATA: the folder with .npz files)
+"""
+
+import os
+import tempfile
+
+from card import arguments, card
+
+from labkit import load, victim
+from labkit.attacks import BadNets
+from labkit.device import Timer
+
+BARS = {  # CA >= %, ASR >= %, seconds <=
+    "signs": (95, 99.5, 15),
+    "mnist": (99.3, 99.9, 30),
+    "gtsrb": (97, 99.9, 120),
+    "cifar10": (85, 99.9, 300),
+    "digits": (95, 99.5, 15),
+}
+
+
+def main():
+    options = arguments(__doc__, data=["signs"])
+    os.environ["LABKIT_CACHE"] = tempfile.mkdtemp()  # a cold cache, so that the time is training's
+    for name in options.data:
+        data, rows = load(name), []
+        for seed in options.seeds:
+            attack = BadNets(target=0, rate=0.05)
+            with Timer() as timer:
+                made = victim(attack, data, seed=seed, progress=False)
+            print(f"  {name} seed {seed}: {made.report}; {timer.seconds:.1f} s", flush=True)
+            rows.append((made.report, timer.seconds))
+        shared = {
+            "seeds": options.seeds,
+            "save": options.save,
+            "recipe": f"victim(BadNets(target=0, rate=0.05), load('{name}')), small_cnn, {made.card['train']}",
+        }
+        ca, asr, seconds = BARS[name]
+        n, k = f"{rows[0][0].n_clean:,} clean test images", f"{rows[0][0].n_triggered:,} triggered test images"
+        card(f"BadNets on {name}, CA", [100 * r.clean_accuracy for r, _ in rows], "%", n=n, bar=f">= {ca}", **shared)
+        card(
+            f"BadNets on {name}, ASR",
+            [100 * r.attack_success_rate for r, _ in rows],
+            "%",
+            n=k,
+            bar=f">= {asr}",
+            **shared,
+        )
+        card(f"BadNets on {name}, RA", [100 * r.robust_accuracy for r, _ in rows], "%", n=k, bar="-", **shared)
+        card(
+            f"BadNets on {name}, time",
+            [s for _, s in rows],
+            "s",
+            n="cold cache, evaluation included",
+            bar=f"<= {seconds}",
+            **shared,
+        )
+
+
+main()
