@@ -11,11 +11,11 @@ LABS = sorted((PROJECT / "labs").glob("[0-9][0-9]_*.ipynb"))
 EXPECTED_LABS = ("00_tour", "01_classifier", "02_badnets", "05_strip")  # fewer is an error, more is welcome
 NAMES = sorted({*EXPECTED_LABS, *(path.stem for path in LABS)})
 
-SOLUTION = '''def overlay(images, ghosts, opacity=0.5):
+SOLUTION = r'''def overlay(images, ghosts, opacity=0.5):
     """Blend."""
     ### BEGIN SOLUTION
     hazy_images = (1 - opacity) * images + opacity * ghosts  # the blend
-    return hazy_images.clamp(0, 1) if opacity < 2 else "it's odd"
+    return hazy_images.clamp(0, 1) if opacity < 2 else "it's\n odd"
     ### END SOLUTION'''
 CHECK = """points_overlay = 2.0 if overlay(1, 1) else 0.0
 ### BEGIN HIDDEN TESTS

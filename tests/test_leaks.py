@@ -19,7 +19,7 @@ from labkit.course.notebooks import encode, read
 from labkit.course.release import release, student_notebook
 
 BLEND = "hazy_images = ( 1 - opacity ) * images + opacity * ghosts"
-ODD = 'return hazy_images . clamp ( 0 , 1 ) if opacity < 2 else " it " s odd "'
+ODD = 'return hazy_images . clamp ( 0 , 1 ) if opacity < 2 else " it " s \\ n odd "'
 HIDDEN = "assert overlay ( 4 , 4 ) . tolist ( ) = = [ secret_total , 7 ]"
 
 
@@ -81,17 +81,18 @@ def test_secret_names_are_those_that_only_solutions_use(solved):
 
 # --- planted leaks ----------------------------------------------------------------------------------------------------
 
-LINE = '    return hazy_images.clamp(0, 1) if opacity < 2 else "it\'s odd"\n'
+LINE = '    return hazy_images.clamp(0, 1) if opacity < 2 else "it\'s\\n odd"\n'
 CODE = f"def overlay():\n{LINE}"
 NOTEBOOK = {"cells": [{"cell_type": "code", "source": CODE.splitlines(keepends=True)}]}
 WITH_OUTPUT = {"cells": [{"cell_type": "code", "source": [], "outputs": [{"data": {"text/html": highlighted(CODE)}}]}]}
+BROKEN = highlighted(CODE).replace("<span ", "<span\n")
 INDEX = "Search.setIndex(" + json.dumps({"alltitles": {"Overlay": [[0, None]], CODE: [[1, "x"]]}}) + ")"
 
 PLANTED = {
     "plain text": ("output.txt", CODE.encode(), 2),
-    "other layout": ("page.md", b"return hazy_images.clamp( 0,1 )\n    if opacity<2 else 'it\\'s odd'  # why", 1),
+    "other layout": ("page.md", b"return hazy_images.clamp( 0,1 )\n    if opacity<2 else 'it's\\n odd'  # why", 1),
     "page": ("labs/overlay.html", highlighted(CODE).encode(), 2),
-    "page, tags over lines": ("labs/b.html", highlighted(CODE).replace("<span ", "<span\n").encode(), None),
+    "page, tags over lines": ("labs/b.html", BROKEN.encode(), BROKEN[: BROKEN.index("return")].count("\n") + 1),
     "notebook source": ("_sources/labs/02_overlay.ipynb", json.dumps(NOTEBOOK, indent=1).encode(), None),
     "notebook in one line": ("_sources/labs/02_overlay.ipynb", json.dumps(NOTEBOOK).encode(), 1),
     "output in a notebook": ("02_overlay.ipynb", json.dumps(WITH_OUTPUT).encode(), 1),
@@ -131,6 +132,11 @@ def test_a_leak_in_an_archive_is_named_with_the_way_to_it(tmp_path):
 def test_a_part_of_a_word_is_no_leak(tmp_path):
     (tmp_path / "page.txt").write_text("alpha = b + cell\nmax_a = b + c\na = b\n")
     assert find_leaks(tmp_path, {"a = b + c"}) == []
+
+
+def test_an_escaped_umlaut_hides_nothing(tmp_path):
+    (tmp_path / "page.json").write_text(json.dumps("größe = a + b"))
+    assert [leak.secret for leak in find_leaks(tmp_path, {"größe = a + b"})] == ["größe = a + b"]
 
 
 def test_a_name_is_found_stemmed_in_the_search_index_only(solved, tmp_path):

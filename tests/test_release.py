@@ -190,13 +190,16 @@ def test_a_failed_write_leaves_the_old_file(solved, tmp_path, monkeypatch):
     (labs / "02_badnets.ipynb").write_text(json.dumps(solved))
 
     def full(path, content):
-        open(path, "wb").write(content[:10])
+        if isinstance(content, bytes):
+            open(path, "wb").write(content[:10])
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(module.Path, "write_bytes", full)
-    with pytest.raises(OSError, match="no space"):
-        release(labs, tmp_path / "dist")
-    assert old.read_bytes() == before and [p.name for p in old.parent.iterdir()] == ["02_badnets.ipynb"]
+    for target, name in ((module.Path, "write_bytes"), (module.os, "replace")):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, full)
+            with pytest.raises(OSError, match="no space"):
+                release(labs, tmp_path / "dist")
+        assert old.read_bytes() == before and [p.name for p in old.parent.iterdir()] == ["02_badnets.ipynb"]
 
 
 def test_the_command_says_what_it_wrote_and_how_to_call_it(solved, tmp_path, monkeypatch, capsys):
