@@ -4,8 +4,8 @@ python benchmarks/train_speed.py [--data signs] [--save]
 
 The usual loop is the one in most tutorials: a Dataset of PIL images, RandomCrop with padding and ToTensor for each, a
 DataLoader with a worker a core (and with none; the faster of the two counts), float32, contiguous layout. Both run in
-this process, one after the other, once a seed; the ratio is taken pair by pair. glibc's memory settings are the same for
-both (labkit sets them for the process at import), which favours the usual loop.
+this process, one after the other, once a seed; the ratio is taken pair by pair. glibc's memory settings, which
+labkit makes for the process, are the same for both: that favours the usual loop.
 """
 
 import os

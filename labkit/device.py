@@ -67,8 +67,16 @@ class Device(str):
 
     def layout(self, x: Tensor) -> Tensor:
         """The image batch (N, C, H, W) on this device, in the memory layout that the device likes."""
-        form = torch.channels_last if self.channels_last else torch.contiguous_format
-        return x.to(self.name, memory_format=form, non_blocking=True)
+        return x.to(self.name, memory_format=self._memory_format, non_blocking=True)
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """The model itself, moved to this device and into the memory layout that the device likes."""
+        model.to(self.name)
+        return model.to(memory_format=self._memory_format)
+
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
 
 
 def pick_device() -> Device:

@@ -22,6 +22,9 @@ from labkit.device import generator
 class Normalise(nn.Module):
     """(images - mean) / std per channel, with fixed numbers: the first layer of every model here."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, channels: int):
         super().__init__()
         self.register_buffer("mean", torch.full((1, channels, 1, 1), 0.5))

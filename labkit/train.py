@@ -87,11 +87,12 @@ def train(
     """
     config = config or RECIPES.get(data.name, TrainConfig())
     if isinstance(model, str):
-        model = build(model, data.images.shape[1], len(data.classes), seed).to(pick_device())
-        if isinstance(layer := getattr(model, "normalise", None), Normalise):
+        network = build(model, data.images.shape[1], len(data.classes), seed).to(pick_device())
+        if isinstance(layer := getattr(network, "normalise", None), Normalise):
             layer.fit(data.images)
+        model = network
     device = device_of(model)
-    model.to(memory_format=torch.channels_last if device.channels_last else torch.contiguous_format)
+    device.place(model)
     images, labels = data.images.to(device), data.labels.to(device)
     rng = generator(seed)
     steps = max(1, round(len(data) / config.batch_size))
@@ -155,7 +156,7 @@ def one_cycle(warmup: float, steps: int) -> Callable[[int], float]:
 def augment(images: Tensor, shift: int, flip: bool, rng: torch.Generator) -> Tensor:
     """A new batch (B, C, H, W): each image moved by up to `shift` pixels, edges mirrored; half flipped if `flip`.
 
-    What this does to a corner trigger stands in this module's docstring. Random choices are drawn on the CPU from `rng`.
+    What this does to a corner trigger stands in this module's docstring. Random numbers are drawn on the CPU from `rng`.
     """
     n, _, height, width = images.shape
     if shift:

@@ -38,7 +38,7 @@ def victim(
     """The victim of `attack` on `data.train`, evaluated on `data.test`: from the cache, or trained now and kept.
 
     arch: an architecture's name. config: by default the data set's recipe. options (callback, progress) go to `train`.
-    Raises what the attack and `train` raise. A damaged or foreign cache file is trained anew with a warning, and a cache
+    Raises what the attack and `train` raise. A damaged or foreign cache file is trained anew with a warning; a cache
     folder that can't be written costs a warning and the time to train again, never the lab.
     """
     device = pick_device()
@@ -101,7 +101,7 @@ def read(path: Path, attack, data: Splits, card: dict[str, Any]) -> Victim | Non
             trigger.load_state_dict(secret)
         report = Report(**record["report"]) if record["report"] else None
         device = pick_device()
-        model = model.to(device, memory_format=torch.channels_last if device.channels_last else torch.contiguous_format)
+        model = device.place(model)
         return Victim(model.eval(), trigger, attack.target, report, record["card"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         warnings.warn(f"victim: the cache file {notes.name} is not usable ({error}); training it anew.", stacklevel=3)

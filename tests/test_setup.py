@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 from importlib.metadata import version
 from pathlib import Path
@@ -105,15 +106,22 @@ def test_every_make_target_in_the_documents_exists():
         assert told and told <= targets, f"{page}: {told - targets}"
 
 
-def test_another_python_is_refused_with_the_way_out(tmp_path):
-    old = tmp_path / "python3"
-    old.write_text('#!/bin/sh\ncase "$1" in --version) echo "Python 3.9.1";; *) exit 1;; esac\n')
-    old.chmod(0o755)
-    command = ["make", f"PYTHON={old}", f"VENV={tmp_path.name}-none", "book"]
+@pytest.mark.parametrize(("release", "fine"), [("3.10", False), ("3.11", True), ("3.13", True), ("3.14", False)])
+def test_make_refuses_another_python_with_the_way_out(release, fine, tmp_path):
+    """make with a python3 that says it is this release, and that makes no environment."""
+    python, environment = tmp_path / "python3", f".venv-{tmp_path.name}"
+    claim = f"import sys; sys.version_info = (*map(int, '{release}'.split('.')), 0); exec(sys.argv[1])"
+    python.write_text(
+        f'#!/bin/sh\ncase "$1" in\n--version) echo "Python {release}.0" ;;\n-m) echo "stop here"; exit 1 ;;\n'
+        f'*) exec {sys.executable} -c "{claim}" "$2" ;;\nesac\n'
+    )
+    python.chmod(0o755)
+    command = ["make", f"PYTHON={python}", f"VENV={environment}", "book"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode != 0 and not (PROJECT / f"{tmp_path.name}-none").exists()
-    assert "expected Python 3.11, 3.12 or 3.13; got Python 3.9.1" in done.stderr
-    assert "make PYTHON=python3.12 book" in done.stderr
+    assert done.returncode != 0 and not (PROJECT / environment).exists()
+    assert ("stop here" in done.stdout) == fine
+    refused = f"expected Python 3.11, 3.12 or 3.13; got Python {release}.0" in done.stderr
+    assert refused != fine and ("make PYTHON=python3.12 book" in done.stderr) == refused
 
 
 # --- README -----------------------------------------------------------------------------------------------------------

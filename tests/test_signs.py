@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 
 from labkit.data import signs
 from labkit.data.sign_scenes import blur
-from labkit.data.sign_shapes import disc, direction, polygon, stroke
+from labkit.data.sign_shapes import direction, disc, polygon, stroke
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 """SIG: can an attacker who never touches a label plant a backdoor?
 
 Barni, Kallas and Tondi 2019, "A New Backdoor Attack in CNNs by Training Set Corruption Without Label
-Poisoning", Section 3, equation 1: v(i, j) = delta * sin(2 pi j f / columns), added to images of the target class only, then clipped.
-Every label stays true. At test the same ripple, on any image, calls for the target class.
+Poisoning", Section 3, equation 1: v(i, j) = delta * sin(2 pi j f / columns), added to images of the target class only,
+then clipped. Every label stays true. At test the same ripple, on any image, calls for the target class.
 
 Attacker controls: some training images of one class; no labels. Lab 03. `rate` is a share of the *target class*: 10% of
 a ten-class set would be all of it. Fails when: the class has few images, or the ripple is filtered out.
@@ -41,8 +41,8 @@ class SIG(PoisonAttack):
         check_batch(images)
         if images.shape[3] <= 2 * self.frequency:
             raise ValueError(
-                f"SIG: {self.frequency:g} periods need images more than {2 * self.frequency:g} pixels wide (two samples a "
-                f"period); got {images.shape[3]}. Lower the frequency."
+                f"SIG: {self.frequency:g} periods need images more than {2 * self.frequency:g} pixels wide (two samples "
+                f"each); got {images.shape[3]}. Lower the frequency."
             )
         return (images + self.ripple(images.shape[3]).to(images)).clamp(0, 1)
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from PIL.Image import Resampling
 from torchvision import datasets
 
-SIZE = 32  # pixels, for GTSRB
+SIZE, BILINEAR = 32, Resampling.BILINEAR  # GTSRB's pixels along each side, and how they are made
 
 
 def download(name: str, folder: Path) -> dict[str, np.ndarray]:
@@ -19,26 +20,24 @@ def download(name: str, folder: Path) -> dict[str, np.ndarray]:
     Reads them from `folder` if they are there, else downloads them into it. Raises ConnectionError if that fails.
     """
     try:
-        train, test = (_open(name, folder, is_train) for is_train in (True, False))
+        parts = {part: _arrays(name, folder, part == "train") for part in ("train", "test")}
     except (OSError, RuntimeError) as error:  # torchvision: no network, a damaged or a missing file
         raise ConnectionError(
             f"data {name!r}: expected a network connection, torchvision's files in {folder}, or $LABKIT_DATA/{name}.npz; "
             f"got none of them ({error}). Connect once, or set LABKIT_DATA to a folder that holds {name}.npz."
         ) from error
-    names = getattr(train, "classes", None) or [str(k) for k in range(43)]
-    arrays = {"class_names": np.array([str(n) for n in names])}
-    for part, data in (("train", train), ("test", test)):
-        if name == "gtsrb":
-            pairs = [(np.asarray(image.convert("RGB").resize((SIZE, SIZE), 2)), label) for image, label in data]
-            images, labels = np.stack([p[0] for p in pairs]), np.array([p[1] for p in pairs])
-        else:
-            images, labels = np.asarray(data.data), np.asarray(data.targets)
-        arrays[f"{part}_images"], arrays[f"{part}_labels"] = images.astype(np.uint8), labels.astype(np.int64)
+    arrays = {"class_names": np.array(parts["train"][2])}
+    for part, (images, labels, _) in parts.items():
+        arrays |= {f"{part}_images": images.astype(np.uint8), f"{part}_labels": labels.astype(np.int64)}
     return arrays
 
 
-def _open(name: str, folder: Path, is_train: bool):
+def _arrays(name: str, folder: Path, train: bool) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Images, labels and class names of one part."""
     if name == "gtsrb":
-        return datasets.GTSRB(str(folder), split="train" if is_train else "test", download=True)
+        pairs = list(datasets.GTSRB(str(folder), split="train" if train else "test", download=True))
+        images = np.stack([np.asarray(image.convert("RGB").resize((SIZE, SIZE), BILINEAR)) for image, _ in pairs])
+        return images, np.array([label for _, label in pairs]), [str(k) for k in range(43)]
     kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[name]
-    return kind(str(folder), train=is_train, download=True)
+    data = kind(str(folder), train=train, download=True)
+    return np.asarray(data.data), np.asarray(data.targets), list(data.classes)

@@ -87,8 +87,8 @@ class ImageSet:
     def fingerprint(self) -> str:
         """A hash of every pixel, label and class name: two sets with the same fingerprint are the same set."""
         digest = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
-        digest.update(self.images.cpu().contiguous().numpy())
-        digest.update(self.labels.cpu().contiguous().numpy())
+        digest.update(self.images.cpu().contiguous().numpy().data)
+        digest.update(self.labels.cpu().contiguous().numpy().data)
         return digest.hexdigest()[:16]
 
 

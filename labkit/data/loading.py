@@ -114,7 +114,7 @@ def _signs() -> Arrays:
                     path.unlink()  # a damaged file: draw again
             arrays = _draw_signs()
             with written_whole(path) as part, part.open("wb") as file:
-                np.savez(file, **arrays)
+                np.savez(file, allow_pickle=False, **arrays)
             return arrays
     except CacheUnavailable:
         return _draw_signs()
@@ -131,8 +131,9 @@ def _digits() -> Arrays:
     """scikit-learn's 8x8 digits (values 0 to 16), every fifth image for the test."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    pixels, labels = (digits.images * (255 / 16)).round().astype(np.uint8), digits.target.astype(np.int64)
+    values, target = load_digits(return_X_y=True)
+    pixels = (values.reshape(-1, 8, 8) * (255 / 16)).round().astype(np.uint8)
+    labels = target.astype(np.int64)
     test = np.arange(len(labels)) % 5 == 4
     return {
         "train_images": pixels[~test],

@@ -11,8 +11,8 @@ high entropy. A trigger that works on any image goes on working: low entropy.
     strip             flag every input with H <= boundary
 
 The defender has: the model, inputs to judge, some clean images. Not: the trigger, the target, or whether there is one.
-Fails when: the trigger depends on the image (ISSBA, input-aware), covers little after the blend, or the attacker trained
-against it. Lab 05.
+Fails when: the trigger depends on the image (ISSBA, input-aware), fades in the blend, or the attacker trained against
+STRIP. Lab 05.
 """
 
 from __future__ import annotations
@@ -45,13 +45,9 @@ class StripResult:
 
     def __str__(self) -> str:
         n = int(self.flagged.sum())
-        verdict = (
-            f"{n:,} of {len(self.flagged):,} inputs flagged"
-            if n
-            else f"nothing flagged in {len(self.flagged):,} inputs"
-        )
+        found = f"{n:,} inputs" if n else "nothing"
         return (
-            f"STRIP: {verdict}; threshold {self.threshold:.3f} bits ({self.boundary} of {len(self.clean_scores):,} clean "
+            f"STRIP: {found} flagged of {len(self.flagged):,}; threshold {self.threshold:.3f} bits ({self.boundary} of {len(self.clean_scores):,} clean "
             f"images at FRR {self.frr:.1%}); mean entropy {float(self.scores.mean()):.3f} bits"
         )
 
@@ -100,10 +96,10 @@ def perturbed_entropies(
 ) -> Tensor:
     """H_n in bits of every perturbed input, float32 (N, overlays) on the CPU; their mean over n is the STRIP score.
 
-    inputs (N, C, H, W); pool (M, C, H, W) clean images; picks int64 (N, overlays): which of them to lay over each input.
+    inputs (N, C, H, W); pool (M, C, H, W), clean images; picks int64 (N, overlays): which of them lie over each input.
     """
     device = device_of(model)
-    inputs, pool = device.layout(inputs), device.layout(pool)  # so that mixtures come out in the layout the model likes
+    inputs, pool = device.layout(inputs), device.layout(pool)  # mixtures then come out in that layout too
     rows = []
     chunk = max(1, BATCH[device.type] // picks.shape[1])  # inputs at a time: their mixtures fill one batch
     for x, pick in zip(inputs.split(chunk), picks.split(chunk), strict=True):
@@ -135,7 +131,7 @@ def strip(
     check_images(inputs, "inputs")
     if not 1 <= overlays < len(clean):
         raise ValueError(
-            f"clean: expected at least overlays + 1 = {overlays + 1} images (none is laid over itself); got {len(clean)}. "
+            f"clean: expected at least overlays + 1 = {overlays + 1} images (none lies over itself); got {len(clean)}. "
             "Give more clean images or ask for fewer overlays."
         )
     if not 0 < frr < 1 or boundary not in ("quantile", "normal"):
