@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 
@@ -218,6 +219,15 @@ def test_the_command_says_what_it_wrote_and_how_to_call_it(solved, tmp_path, mon
     blocked.write_text("")
     assert main(["release", "--out", str(blocked)]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_site_command_says_where_the_site_is_or_why_not(monkeypatch, capsys):
+    monkeypatch.setattr("labkit.course.site.build", lambda: Path("book/_build/html"))
+    assert main(["site"]) == 0
+    assert capsys.readouterr().out.strip() == str(Path("book/_build/html"))
+    monkeypatch.setitem(sys.modules, "labkit.course.site", None)  # as if jupyter-book were not installed
+    assert main(["site"]) == 1
+    assert "pip install 'labkit[course]'" in capsys.readouterr().err
 
 
 # --- nbgrader is the oracle -------------------------------------------------------------------------------------------
