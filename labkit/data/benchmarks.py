@@ -23,8 +23,8 @@ def download(name: str, folder: Path) -> dict[str, np.ndarray]:
         parts = {part: _arrays(name, folder, part == "train") for part in ("train", "test")}
     except (OSError, RuntimeError) as error:  # torchvision: no network, a damaged or a missing file
         raise ConnectionError(
-            f"data {name!r}: expected a network connection, torchvision's files in {folder}, or $LABKIT_DATA/{name}.npz; "
-            f"got none of them ({error}). Connect once, or set LABKIT_DATA to a folder that holds {name}.npz."
+            f"data {name!r}: expected a network connection, or torchvision's files in {folder}, or "
+            f"$LABKIT_DATA/{name}.npz; got none of them ({error}). Connect once, or set LABKIT_DATA to a folder that holds {name}.npz."
         ) from error
     arrays = {"class_names": np.array(parts["train"][2])}
     for part, (images, labels, _) in parts.items():
@@ -35,7 +35,8 @@ def download(name: str, folder: Path) -> dict[str, np.ndarray]:
 def _arrays(name: str, folder: Path, train: bool) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Images, labels and class names of one part."""
     if name == "gtsrb":
-        pairs = list(datasets.GTSRB(str(folder), split="train" if train else "test", download=True))
+        data = datasets.GTSRB(str(folder), split="train" if train else "test", download=True)
+        pairs = [data[i] for i in range(len(data))]
         images = np.stack([np.asarray(image.convert("RGB").resize((SIZE, SIZE), BILINEAR)) for image, _ in pairs])
         return images, np.array([label for _, label in pairs]), [str(k) for k in range(43)]
     kind = {"mnist": datasets.MNIST, "cifar10": datasets.CIFAR10}[name]
