@@ -5,7 +5,6 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 SITE = book/_build/html/index.html
-SUMMARY = .cache/summary.txt
 # Victims are trained once for all targets and kept in the project; another folder: LABKIT_CACHE=... make book
 LABKIT_CACHE ?= $(CURDIR)/.cache/labkit
 export LABKIT_CACHE
@@ -16,12 +15,11 @@ NBVAL = $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-
 
 # $(call step,NAME,COMMANDS): run the commands, note the seconds for the summary of `make test`
 step = @mkdir -p .cache; echo "== $(1)"; start=$$(date +%s); { $(2); } && \
-	printf '%-12s %4d s\n' '$(1)' $$(($$(date +%s) - start)) >> $(SUMMARY)
+	printf '%-12s %4d s\n' '$(1)' $$(($$(date +%s) - start)) >> .cache/summary.txt
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book test lint unit release notebooks wheel published lab bench clean summary
-$(shell rm -f $(SUMMARY))
+.PHONY: help book test begin lint unit release notebooks wheel published lab bench clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -33,10 +31,13 @@ book: $(INSTALLED) ## environment, labs executed, course website built strictly;
 	@echo "The course website: file://$(CURDIR)/$(SITE)"
 
 # Cheap steps first: a typo fails in seconds, not after the labs have run.
-test: lint unit notebooks book published ## everything CI checks: style, types, unit tests, all notebooks, website, leaks
-	@echo "== every step passed"; cat $(SUMMARY)
+test: begin lint unit notebooks book published ## everything CI checks: style, types, unit tests, all notebooks, website, leaks
+	@echo "== every step passed"; cat .cache/summary.txt
 
 # --- their steps ------------------------------------------------------------------------------------------------------
+
+begin:
+	@mkdir -p .cache; : > .cache/summary.txt
 
 lint: $(INSTALLED) ## ruff (code and notebooks) and pyright
 	$(call step,lint,$(BIN)/ruff check . && $(BIN)/ruff format --check . && \

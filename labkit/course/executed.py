@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import sys
 import tempfile
 from typing import Any
 
@@ -36,7 +35,7 @@ def run(solved: dict[str, Any], where: str, timeout: int = SECONDS_PER_CELL) -> 
 
     class ThisPython(KernelSpecManager):
         def get_kernel_spec(self, kernel_name):
-            return KernelSpec(**get_kernel_dict())  # its argv starts with sys.executable
+            return KernelSpec(**get_kernel_dict(["--log-level=ERROR"]))  # its argv starts with sys.executable
 
     notebook, running = nbformat.reads(json.dumps(solved), as_version=4), ["none"]
     with tempfile.TemporaryDirectory() as folder:

@@ -16,6 +16,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 MATHJAX = "sphinx-mathjax-offline"  # a distribution of MathJax 3 on PyPI, used as a folder of files
+CDN = "https://cdn.jsdelivr.net/npm/"  # where MathJax would get its speech engine if a reader turned it on
 MATHJAX_FILES = ("tex-svg.js", "input/tex/extensions")  # SVG needs no fonts, which browsers refuse from file: pages
 AWAY = re.compile(r"\s*(https?:)?//", re.IGNORECASE)
 IN_STYLE = re.compile(r"""(?:url\(|@import\s)\s*["']?((?:https?:)?//[^"')\s]+)""", re.IGNORECASE)
@@ -38,6 +39,8 @@ def add_mathjax(site: Path) -> None:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         copy = shutil.copytree if (source / name).is_dir() else shutil.copy
         copy(source / name, target / name)
+    script = target / MATHJAX_FILES[0]
+    script.write_text(script.read_text(encoding="utf-8").replace(CDN, "sre/"), encoding="utf-8")
 
 
 def outside_loads(site: Path) -> list[str]:

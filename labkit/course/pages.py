@@ -1,9 +1,9 @@
 """Which parts of the website are computed when it is built, and from what?
 
-    without_missing_labs(text)   links to labs that don't exist yet become plain text
-    lab_page(notebook, name)     a lab with its download link under the title
-    results_page(folder)         every published number, from the cards in results/
-    contact_sheet(path)          drawn signs, one of them with a patch, for the start page
+without_missing_labs(text)   links to labs that don't exist yet become plain text
+lab_page(notebook, name)     a lab with its download link under the title
+results_page(folder)         every published number, from the cards in results/
+contact_sheet(path)          drawn signs, one of them with a patch, for the start page
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def results_page(folder: Path) -> str:
     cards = [read_card(path) for path in sorted(folder.glob("*.json"))]
     if not cards:
         return intro + "No card has been stored yet: the numbers in the labs come from the runs shown there.\n"
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells(card)) + "</tr>\n" for card in cards
+    rows = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells(card)) + "</tr>\n" for card in cards)
+    heads = "".join(
+        f"<th>{name}</th>" for name in ("what", "value", "n", "seeds", "machine", "recipe, command", "date")
     )
-    heads = "".join(f"<th>{name}</th>" for name in ("what", "value", "n", "seeds", "machine", "recipe, command", "date"))
     table = f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>"
     return f'{intro}<div class="wide-table">\n{table}\n</div>\n'
 
@@ -80,7 +80,15 @@ def cells(card: dict[str, Any]) -> list[str]:
     plain = {key: html.escape(shown(value)) for key, value in card.items()}
     value = f"<strong>{plain['value']}</strong>" + (f" ± {plain['spread']}" if card["spread"] is not None else "")
     recipe = f"{plain['recipe']}<br><code>{plain['command']}</code>"
-    return [plain["name"], f"{value} {plain['unit']}", plain["n"], plain["seeds"], plain["machine"], recipe, plain["date"]]
+    return [
+        plain["name"],
+        f"{value} {plain['unit']}",
+        plain["n"],
+        plain["seeds"],
+        plain["machine"],
+        recipe,
+        plain["date"],
+    ]
 
 
 def shown(value: Any) -> str:

@@ -36,12 +36,12 @@ NOT_SOURCE = shutil.ignore_patterns("_build", "labs", "api", ".*")
 def build(root: Path | str = ".", out: Path | str | None = None, *, strict: bool = True) -> Path:
     """Build the course website of the project at `root`; returns the folder of its pages, with `index.html`.
 
-    out: where to, by default `root/book/_build/html`; replaced as a whole, and only by a complete site. The notebooks
-    shown are also left in `root/book/labs` for a look. strict: any Sphinx warning fails the build. Raises RuntimeError
+    out: where to, replaced as a whole, and only by a complete site; by default `root/book/_build/html`, and then the
+    notebooks that were shown stay in `root/book/labs` for a look. strict: any Sphinx warning fails the build. Raises RuntimeError
     that names notebook and cell, or lists the warnings; ValueError for unsound labs.
     """
     root = Path(root).resolve()
-    out = Path(out).resolve() if out else root / "book" / "_build" / "html"
+    target = Path(out).resolve() if out else root / "book" / "_build" / "html"
     if not (root / "_config.yml").is_file():
         raise ValueError(f"expected the project's folder, got {root} without a _config.yml: run this in the project")
     with tempfile.TemporaryDirectory() as temporary:
@@ -51,9 +51,10 @@ def build(root: Path | str = ".", out: Path | str | None = None, *, strict: bool
         jupyter_book(root / "_config.yml", work / "source", work / "site", strict)
         html = work / "site" / "_build" / "html"
         finish(html, work / "release")
-        swap(work / "source" / "labs", root / "book" / "labs")
-        swap(html, out)
-    return out
+        if out is None:
+            swap(work / "source" / "labs", root / "book" / "labs")
+        swap(html, target)
+    return target
 
 
 def assemble(root: Path, students: Path, source: Path) -> None:
@@ -79,7 +80,16 @@ def jupyter_book(config: Path, source: Path, out: Path, strict: bool = True) -> 
 
     RuntimeError with the warnings and errors if it fails, or if it reports success but wrote no start page.
     """
-    options = ["--config", config, "--toc", source / "_toc.yml", "--path-output", out, "-q", *(STRICT if strict else ())]
+    options = [
+        "--config",
+        config,
+        "--toc",
+        source / "_toc.yml",
+        "--path-output",
+        out,
+        "-q",
+        *(STRICT if strict else ()),
+    ]
     command = [sys.executable, "-c", JUPYTER_BOOK, "build", source, *options]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(config.parent), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, cwd=source)

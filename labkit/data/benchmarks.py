@@ -24,7 +24,8 @@ def download(name: str, folder: Path) -> dict[str, np.ndarray]:
     except (OSError, RuntimeError) as error:  # torchvision: no network, a damaged or a missing file
         raise ConnectionError(
             f"data {name!r}: expected a network connection, or torchvision's files in {folder}, or "
-            f"$LABKIT_DATA/{name}.npz; got none of them ({error}). Connect once, or set LABKIT_DATA to a folder that holds {name}.npz."
+            f"$LABKIT_DATA/{name}.npz; got none of them ({error}). Connect once, or set LABKIT_DATA to a folder that "
+            f"holds {name}.npz."
         ) from error
     arrays = {"class_names": np.array(parts["train"][2])}
     for part, (images, labels, _) in parts.items():

@@ -78,7 +78,7 @@ def clouds(dice: Dice, cells: int) -> np.ndarray:
 
 
 def blob(cx: np.ndarray, cy: np.ndarray, a: np.ndarray, b: np.ndarray, turn: np.ndarray, boxy: np.ndarray):
-    """Cover (B, PIXELS) of a turned ellipse (boxy 0) or box (boxy 1); half-axes a, b in pixels, edges one pixel soft."""
+    """Cover (B, PIXELS) of a turned ellipse (boxy 0) or box (boxy 1); half-axes a, b and a soft edge in pixels."""
     cos, sin = direction(turn)
     u, v = np.abs((X - cx) * cos + (Y - cy) * sin) / a, np.abs((Y - cy) * cos - (X - cx) * sin) / b
     far = np.where(boxy > 0.5, np.maximum(u, v), np.sqrt(u * u + v * v))

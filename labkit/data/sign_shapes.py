@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -37,7 +38,7 @@ def direction(quarters):
     polynomial that is exact at 0 and at 1: the point is on the unit circle whatever the polynomial's error (< 1e-3).
     """
     square = quarters * quarters
-    t = quarters * (0.7853982 + square * (0.1614910 + square * 0.0531108))
+    t = quarters * (0.7853982 + square * (0.1614910 + square * (0.0398463 + square * 0.0132645)))
     return (1 - t * t) / (1 + t * t), 2 * t / (1 + t * t)
 
 
@@ -63,7 +64,7 @@ def stroke(points: Points, width: float) -> Shape:
 
     def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         nearest = np.full_like(x, 1e9)
-        for (x1, y1), (x2, y2) in zip(points, points[1:], strict=False):
+        for (x1, y1), (x2, y2) in pairwise(points):
             dx, dy = x2 - x1, y2 - y1
             length2 = dx * dx + dy * dy or 1.0  # two equal points are a dot
             along = np.clip(((x - x1) * dx + (y - y1) * dy) / length2, 0.0, 1.0)
@@ -81,7 +82,7 @@ def polygon(points: Points, grow: float = 0.0) -> Shape:
 
     def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         inside = np.zeros(x.shape, bool)
-        for (x1, y1), (x2, y2) in zip(closed, closed[1:], strict=False):
+        for (x1, y1), (x2, y2) in pairwise(closed):
             if y1 != y2:  # even-odd rule: does a ray to the right cross this edge?
                 inside ^= ((y1 > y) != (y2 > y)) & (x < (x2 - x1) * (y - y1) / (y2 - y1) + x1)
         return np.where(inside, -1.0, 1.0) * outline(x, y) - grow

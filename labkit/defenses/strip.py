@@ -48,7 +48,8 @@ class StripResult:
         found = f"{n:,} inputs" if n else "nothing"
         return (
             f"STRIP: {found} flagged of {len(self.flagged):,}; threshold {self.threshold:.3f} bits "
-            f"({self.boundary} of {len(self.clean_scores):,} clean images at FRR {self.frr:.1%}); mean entropy {float(self.scores.mean()):.3f} bits"
+            f"({self.boundary} of {len(self.clean_scores):,} clean images at FRR {self.frr:.1%}); "
+            f"mean entropy {float(self.scores.mean()):.3f} bits"
         )
 
 
