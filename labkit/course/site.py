@@ -37,8 +37,8 @@ def build(root: Path | str = ".", out: Path | str | None = None, *, strict: bool
     """Build the course website of the project at `root`; returns the folder of its pages, with `index.html`.
 
     out: where to, replaced as a whole, and only by a complete site; by default `root/book/_build/html`, and then the
-    notebooks that were shown stay in `root/book/labs` for a look. strict: any Sphinx warning fails the build. Raises RuntimeError
-    that names notebook and cell, or lists the warnings; ValueError for unsound labs.
+    notebooks that were shown stay in `root/book/labs` for a look. strict: any Sphinx warning fails the build. Raises
+    RuntimeError that names notebook and cell, or lists the warnings; ValueError for unsound labs.
     """
     root = Path(root).resolve()
     target = Path(out).resolve() if out else root / "book" / "_build" / "html"
