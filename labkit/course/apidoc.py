@@ -1,7 +1,8 @@
 """How does labkit's source become API pages? A Sphinx extension and the pages that call autodoc.
 
     write_api(package, folder)   one page per public module, and an overview that lists the question each one answers
-    setup(app)                   turns docstrings, which are plain prose, into reStructuredText
+    setup(app)                   turns docstrings, which are plain prose, into reStructuredText; also takes the
+                                 download button off pages that are no labs
 
 In a docstring `x` is code, nothing else is markup; a block with an indented or an aligned line is shown as it stands.
 Comments behind the fields of a dataclass become the description of its parameters.
@@ -17,10 +18,11 @@ import re
 import textwrap
 import tokenize
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 
 NOT_SHOWN = re.compile(r"labkit\.checks\.lab\d\d$")  # exercises of one lab: their references are solutions
+EARLY = 96  # a line of a docstring that could have been longer than this was broken on purpose
 PAGE = """# {name}
 
 ```{{eval-rst}}
@@ -70,6 +72,7 @@ def setup(app) -> dict[str, object]:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", process)
     app.connect("autodoc-skip-member", skip)
+    app.connect("html-page-context", buttons, priority=900)  # after the theme has put its own
     return {"parallel_read_safe": True}
 
 
@@ -77,7 +80,7 @@ def process(app, what: str, name: str, obj, options, lines: list[str]) -> None:
     """Rewrite one docstring in place, as autodoc wants it."""
     if dataclasses.is_dataclass(obj) and isinstance(obj, type) and "".join(lines).startswith(f"{obj.__name__}("):
         lines.clear()  # no docstring: dataclass put the signature there, which the page shows anyway
-    lines[:] = list(as_rst("\n".join(lines)))
+    lines[:] = "\n".join(as_rst("\n".join(lines))).split("\n")
     if isinstance(obj, type):
         lines += [f":param {field}: {escaped(text)}" for field, text in field_comments(obj).items()]
 
@@ -86,6 +89,13 @@ def skip(app, what: str, name: str, obj, would_skip: bool, options) -> bool | No
     """Leave out constants, fields and whatever has no docstring inside a class; classes and functions stay."""
     shown = inspect.isclass(obj) or inspect.isroutine(obj) or isinstance(obj, property)
     return True if not shown or (what == "class" and not inspect.getdoc(obj)) else None
+
+
+def buttons(app, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """Keep the download button where there is something to work in: on the labs."""
+    if not pagename.startswith("labs/"):
+        kept = [one for one in context.get("header_buttons", []) if one.get("label") != "download-buttons"]
+        context["header_buttons"] = kept
 
 
 def as_rst(text: str) -> Iterator[str]:
@@ -98,8 +108,17 @@ def as_rst(text: str) -> Iterator[str]:
         elif any(line[0] == " " or re.search(r"\S {2,}\S", line) for line in block):
             yield from (".. code-block:: none", "", *textwrap.indent("\n".join(block), "   ").split("\n"))
         else:
-            yield escaped("\n".join(block))
+            yield "\n\n".join(map(escaped, paragraphs(block)))
         yield ""
+
+
+def paragraphs(block: list[str]) -> list[str]:
+    """Lines that fill up belong together; where the author broke a line early, a new paragraph starts."""
+    joined = block[:1]
+    for before, line in pairwise(block):
+        early = len(before) + 1 + len(line.split()[0]) < EARLY
+        joined = [*joined, line] if early else [*joined[:-1], f"{joined[-1]}\n{line}"]
+    return joined
 
 
 def escaped(prose: str) -> str:

@@ -70,8 +70,10 @@ def read_card(path: Path) -> dict[str, Any]:
         card = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}: expected a results card, got invalid JSON ({error}): measure it again") from None
-    if not isinstance(card, dict) or (missing := [key for key in CARD if key not in card]):
-        raise ValueError(f"{path}: expected a card with {', '.join(CARD)}; got none of {missing}: measure it again")
+    if missing := [key for key in CARD if not isinstance(card, dict) or key not in card]:
+        raise ValueError(
+            f"{path}: expected a card with {', '.join(CARD)}; got none of {', '.join(missing)}: measure it again"
+        )
     return card
 
 
