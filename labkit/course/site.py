@@ -14,6 +14,7 @@ where Sphinx could publish it.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -80,20 +81,12 @@ def jupyter_book(config: Path, source: Path, out: Path, strict: bool = True) -> 
 
     RuntimeError with the warnings and errors if it fails, or if it reports success but wrote no start page.
     """
-    options = [
-        "--config",
-        config,
-        "--toc",
-        source / "_toc.yml",
-        "--path-output",
-        out,
-        "-q",
-        *(STRICT if strict else ()),
-    ]
+    options = ["--config", config, "--toc", source / "_toc.yml", "--path-output", out, "-q"]
+    options += STRICT if strict else ()
     command = [sys.executable, "-c", JUPYTER_BOOK, "build", source, *options]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(config.parent), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, cwd=source)
-    said = done.stdout + done.stderr
+    said = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr)  # Sphinx colours its warnings
     if done.returncode or not (out / "_build" / "html" / "index.html").is_file():
         wrong = [line for line in said.splitlines() if "WARNING" in line or "ERROR" in line] or said.splitlines()[-20:]
         found = "\n".join(line.replace(f"{source}{os.sep}", "") for line in wrong)
