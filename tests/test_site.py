@@ -242,9 +242,11 @@ def test_results_come_from_cards(tmp_path):
     assert "No card" in results_page(tmp_path / "none")
     (tmp_path / "far.json").write_text(json.dumps(CARD))
     page = results_page(tmp_path)
-    for part in ("STRIP &lt;FAR&gt;", "<strong>0.004124</strong> ± 0.001 share", "0, 1, 2", "<code>make bench</code>"):
+    for part in ("STRIP &lt;FAR&gt;", "<strong>0.004124</strong> share ± 0.001", "0, 1, 2", "<code>make bench</code>"):
         assert part in page
     assert "±" not in results_page_of(tmp_path, CARD | {"spread": None})
+    many = CARD | {"value": 12073.4, "unit": "images/s", "spread": [11900.0, 12200.0]}
+    assert "<strong>12,073</strong> images/s (11,900 to 12,200)" in results_page_of(tmp_path, many)
     for broken in ("{", "[]", json.dumps({"name": "x"})):
         (tmp_path / "far.json").write_text(broken)
         with pytest.raises(ValueError, match="expected a"):

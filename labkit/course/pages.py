@@ -80,22 +80,19 @@ def read_card(path: Path) -> dict[str, Any]:
 def cells(card: dict[str, Any]) -> list[str]:
     """One card as the HTML of its table cells."""
     plain = {key: html.escape(shown(value)) for key, value in card.items()}
-    value = f"<strong>{plain['value']}</strong>" + (f" ± {plain['spread']}" if card["spread"] is not None else "")
+    spread = card["spread"]
+    if isinstance(spread, list):  # smallest and largest
+        plain["spread"] = f"({' to '.join(map(shown, spread))})"
+    elif spread is not None:
+        plain["spread"] = f"± {plain['spread']}"
+    value = f"<strong>{plain['value']}</strong> {plain['unit']} {plain['spread']}"
     recipe = f"{plain['recipe']}<br><code>{plain['command']}</code>"
-    return [
-        plain["name"],
-        f"{value} {plain['unit']}",
-        plain["n"],
-        plain["seeds"],
-        plain["machine"],
-        recipe,
-        plain["date"],
-    ]
+    return [plain["name"], value, plain["n"], plain["seeds"], plain["machine"], recipe, plain["date"]]
 
 
 def shown(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     return ", ".join(map(shown, value)) if isinstance(value, list) else "" if value is None else str(value)
 
 
