@@ -177,8 +177,8 @@ strip_score = Exercise(
         Criterion(
             0.3,
             same_values,
-            "The ranking is right, the scale is not: the score is the mean over the N overlays of entropies in bits; it "
-            "does not grow with N.",
+            "The ranking is right, the scale is not: the score is the mean over the N overlays of entropies in bits, "
+            "which does not grow with N.",
         ),
     ),
 )
