@@ -43,7 +43,7 @@ from labkit.data.sign_shapes import CLASSES, COMPANIONS, EXTENT, FACES, directio
 
 __all__ = ["CLASSES", "SIGNS_VERSION", "draw", "icon"]
 
-SIGNS_VERSION = "1"  # part of the cache key: raise it whenever a change here moves a single byte
+SIGNS_VERSION = "2"  # part of the cache key: raise it whenever a change here moves a single byte
 TEXELS = 96  # a face is sampled from a picture of this size: two to four texels per sample
 CHUNK = 64  # pictures at a time: the temporary arrays stay in the processor's cache
 DICE = 2048  # random numbers per picture, besides one for each pixel of each colour
