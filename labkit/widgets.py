@@ -36,7 +36,7 @@ class Explorer:
 
     @property
     def png(self) -> bytes:
-        return self._view.value
+        return bytes(self._view.value)  # ipywidgets keeps a memoryview, which Jupyter would send as a list of numbers
 
     def _redraw(self, _change=None) -> None:
         buffer = io.BytesIO()
