@@ -43,7 +43,7 @@ from labkit.data.sign_shapes import CLASSES, COMPANIONS, EXTENT, FACES, directio
 
 __all__ = ["CLASSES", "SIGNS_VERSION", "draw", "icon"]
 
-SIGNS_VERSION = "2"  # part of the cache key: raise it whenever a change here moves a single byte
+SIGNS_VERSION = "3"  # part of the cache key: raise it whenever a change here moves a single byte
 TEXELS = 96  # a face is sampled from a picture of this size: two to four texels per sample
 CHUNK = 64  # pictures at a time: the temporary arrays stay in the processor's cache
 DICE = 2048  # random numbers per picture, besides one for each pixel of each colour
@@ -98,9 +98,9 @@ def _hang(images: np.ndarray, labels: np.ndarray, dice: Dice) -> tuple[np.ndarra
     wide, high = dice(1.0, 1.45) / radius, dice(1.0, 1.15) / radius  # seen from the side it looks narrower
     lean, tilt = dice(-0.22, 0.22), dice(-0.15, 0.15)  # the near edge looks larger
     pole = dice.pick(METAL) * dice(0.6, 1.1)
-    neighbour = dice.some(0.3, 4)  # a second sign above or below, on the same pole
+    neighbour = dice.some(0.3, 4)  # a second sign on the same pole, on the outer side
     other = (neighbour(0, len(CLASSES) + len(COMPANIONS))).astype(np.int64)
-    above = np.where(neighbour() < 0.5, -2.12, 2.12).astype(np.float32)
+    above = np.where(cy[neighbour.rows] < 16, -2.12, 2.12).astype(np.float32)  # the label's sign is nearer the centre
 
     layer = np.zeros((len(labels), PIXELS, 4), np.float32)
     post = np.zeros((len(labels), PIXELS), np.float32)
