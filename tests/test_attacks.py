@@ -143,7 +143,7 @@ def test_sig_adds_the_sinusoid_and_clips():
         (lambda: BadNets(0).trigger(torch.rand(1, 3, 12, 12) * 255), "divide uint8 by 255"),
         (lambda: Blend(0).trigger(torch.full((1, 3, 12, 12), float("nan"))), "NaN"),
         (lambda: SIG(0).trigger(torch.rand(0, 3, 12, 12)), "at least one image"),
-        (lambda: SIG(0, frequency=6).trigger(torch.rand(1, 3, 12, 12)), "over 12 pixels wide"),
+        (lambda: SIG(0, frequency=6).trigger(torch.rand(1, 3, 12, 12)), "over 12 pixels of width"),
         (lambda: BadNets(0).trigger(torch.rand(12, 12)), "expected a float tensor \\(N, C, H, W\\)"),
     ],
 )

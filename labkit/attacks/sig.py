@@ -41,7 +41,7 @@ class SIG(PoisonAttack):
         check_batch(images)
         if images.shape[3] <= 2 * self.frequency:
             raise ValueError(
-                f"SIG: {self.frequency:g} periods take images over {2 * self.frequency:g} pixels wide (2 samples each); "
+                f"SIG: {self.frequency:g} periods need over {2 * self.frequency:g} pixels of width (2 samples each); "
                 f"got {images.shape[3]}. Lower the frequency."
             )
         return (images + self.ripple(images.shape[3]).to(images)).clamp(0, 1)
