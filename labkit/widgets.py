@@ -6,6 +6,7 @@ opening figure, and whoever shows the notebook takes the one it can. Labs 02 and
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Callable
 
@@ -45,7 +46,8 @@ class Explorer:
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         bundle = dict(self._box._repr_mimebundle_(include=include, exclude=exclude) or {})
-        return bundle | {"image/png": self.png, "text/plain": f"Explorer({', '.join(self.controls)})"}
+        png = base64.b64encode(self.png).decode()  # a bundle is JSON, which holds no bytes
+        return bundle | {"image/png": png, "text/plain": f"Explorer({', '.join(self.controls)})"}
 
 
 def _slider(description: str, value: float, low: float, high: float, step: float) -> ipywidgets.ValueWidget:

@@ -1,5 +1,6 @@
 """Figures show what they are given; explorers redraw when a control moves and hold a still picture as well."""
 
+import base64
 import io
 
 import pytest
@@ -76,4 +77,4 @@ def test_the_display_holds_the_widget_and_a_still_picture(kind):
         made = widgets.strip_explorer(torch.rand(9, 4) + 1, torch.rand(9, 4), 1.0)
     bundle = made._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in bundle
-    assert Image.open(io.BytesIO(bundle["image/png"])).width > 300
+    assert Image.open(io.BytesIO(base64.b64decode(bundle["image/png"]))).width > 300
