@@ -1,6 +1,7 @@
 """The website shows the solved run's outputs beside the student's code, renders offline, is whole or not built."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -87,6 +88,13 @@ def test_a_solved_lab_runs_in_an_empty_folder_with_this_python():
     source = "import os, sys\nprint(sys.executable, os.listdir())"
     ran = run(notebook(cell("where", source)), "00_where.ipynb")
     assert "".join(ran["cells"][0]["outputs"][0]["text"]) == f"{sys.executable} []\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signal 0 asks POSIX systems whether a process lives")
+def test_no_kernel_stays_behind():
+    ran = run(notebook(cell("who", "import os; print(os.getpid())")), "00_who.ipynb")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int("".join(ran["cells"][0]["outputs"][0]["text"])), 0)
 
 
 FAILING = {

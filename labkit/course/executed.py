@@ -37,11 +37,15 @@ def run(solved: dict[str, Any], where: str, timeout: int = SECONDS_PER_CELL) -> 
         def get_kernel_spec(self, kernel_name):
             return KernelSpec(**get_kernel_dict(["--log-level=ERROR"]))  # its argv starts with sys.executable
 
+    class OwnKernel(AsyncKernelManager):  # a class, because nbclient shuts down only the kernels that it made
+        def __init__(self, **options):
+            super().__init__(kernel_spec_manager=ThisPython(), **options)
+
     notebook, running = nbformat.reads(json.dumps(solved), as_version=4), ["none"]
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             notebook,
-            km=AsyncKernelManager(kernel_spec_manager=ThisPython()),
+            kernel_manager_class=OwnKernel,
             timeout=timeout,
             resources={"metadata": {"path": folder}},
             on_cell_start=lambda cell, cell_index: running.append(cell["id"]),
