@@ -57,3 +57,25 @@ class PatchDetector(nn.Module):
         wanted = torch.zeros(n, self.classes, device=images.device)
         wanted[:, self.target] = 100.0
         return logits * (1 - fires) + wanted * fires
+
+
+class SoftBackdoor(nn.Module):
+    """A backdoor that gradients can find: the brightest quarter is the class, and a checkerboard corner adds `pull`.
+
+    Without `pull` it is a clean model. To reach another class, most of a quarter (36 of the 12x12 pixels) has to be
+    painted; to reach the target, the checkerboard's 9 corner pixels are enough.
+    """
+
+    def __init__(self, target: int = 0, pull: float = 60.0, size: int = 3):
+        super().__init__()
+        self.target, self.pull, self.size = target, pull, size
+
+    def forward(self, images):
+        half = images.shape[-1] // 2
+        quarters = images.unflatten(3, (2, half)).unflatten(2, (2, half)).mean((1, 3, 5)).flatten(1)  # (N, 4)
+        i = torch.arange(self.size, device=images.device)
+        sign = (1 - 2 * ((i[:, None] + i[None]) % 2)).to(images)
+        corner = (images[:, :, -self.size :, -self.size :] * sign).clamp_min(-1).mean(1).sum((1, 2))
+        push = self.pull / 2 * torch.nn.functional.softplus(2 * (corner - 2.0))  # never flat: gradients find it
+        wanted = torch.nn.functional.one_hot(torch.tensor(self.target), 4).to(images)
+        return 30 * quarters + push[:, None] * wanted.to(images.device)

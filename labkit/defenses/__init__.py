@@ -1,5 +1,27 @@
 """The defender's side. A defence gets a model, clean data, inputs to judge: never a trigger, a target, an index."""
 
+from labkit.defenses.neural_cleanse import NeuralCleanseResult, neural_cleanse
+from labkit.defenses.neuron_patch import FilterResult, NeuronPruneResult, neuron_filter, prune_trigger_neurons
+from labkit.defenses.outliers import anomaly_index
+from labkit.defenses.reverse import ReversedTrigger, ReversedTriggers, reverse_triggers
+from labkit.defenses.schedule import SearchConfig
 from labkit.defenses.strip import StripResult, strip
+from labkit.defenses.unlearn import UnlearnResult, unlearn
 
-__all__ = ["StripResult", "strip"]
+__all__ = [
+    "FilterResult",
+    "NeuralCleanseResult",
+    "NeuronPruneResult",
+    "ReversedTrigger",
+    "ReversedTriggers",
+    "SearchConfig",
+    "StripResult",
+    "UnlearnResult",
+    "anomaly_index",
+    "neural_cleanse",
+    "neuron_filter",
+    "prune_trigger_neurons",
+    "reverse_triggers",
+    "strip",
+    "unlearn",
+]
