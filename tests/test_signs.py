@@ -121,11 +121,11 @@ def test_blur_moves_light_to_the_neighbours_and_loses_none():
 
 @pytest.mark.slow
 def test_pixels_alone_do_not_give_the_answer():
-    """Logistic regression, well regularised, on half of the pixels' resolution (which helps it): under 60%."""
+    """Logistic regression on pictures of half the size (which helps it; C is the best of three): under 60%."""
     (train, y), (test, truth) = signs.draw(4000, seed=1), signs.draw(1000, seed=2)
     coarse = [
         part.reshape(-1, 16, 2, 16, 2, 3).mean(axis=(2, 4)).reshape(len(part), -1) / 255 for part in (train, test)
     ]
-    model = LogisticRegression(C=0.01, max_iter=100).fit(coarse[0], y)
+    model = LogisticRegression(C=0.1, max_iter=300).fit(coarse[0], y)
     accuracy = model.score(coarse[1], truth)
     assert 0.2 < accuracy < 0.6, f"chance is 8%; {accuracy:.1%}"
