@@ -10,7 +10,7 @@ from torch import Tensor
 from labkit.checks.exercise import Call, Criterion, Exercise, same_shape, same_values
 from labkit.device import generator
 
-# --- to_images(pixels): uint8 (N, H, W, 3) -> float (N, 3, H, W) in [0, 1] ------------------------------------------------
+# --- to_images(pixels): uint8 (N, H, W, 3) -> float (N, 3, H, W) in [0, 1] --------------------------------------------
 
 
 def _to_images(pixels: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ to_images = Exercise(
 )
 
 
-# --- top_class(logits): (N, K) -> classes (N,), confidence (N,) ----------------------------------------------------------
+# --- top_class(logits): (N, K) -> classes (N,), confidence (N,) -------------------------------------------------------
 
 
 def _top_class(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,7 +135,7 @@ top_class = Exercise(
 )
 
 
-# --- accuracy(predicted, labels, counted): share of the counted images that are named right -------------------------------
+# --- accuracy(predicted, labels, counted): share of the counted images that are named right ---------------------------
 
 
 def _accuracy(predicted: Tensor, labels: Tensor, counted: Tensor) -> float:
@@ -193,7 +193,7 @@ accuracy = Exercise(
 )
 
 
-# --- images_per_second(n, seconds): a speed from repeated runs, the first a warm-up ---------------------------------------
+# --- images_per_second(n, seconds): a speed from repeated runs, the first a warm-up -----------------------------------
 
 
 def _images_per_second(n: int, seconds: list[float]) -> float:

@@ -79,15 +79,14 @@ RIGHT = {
     "accuracy": [
         _count_loop,
         lambda predicted, labels, counted: (predicted[counted] == labels[counted]).float().mean(),
-        lambda predicted, labels, counted: np.mean(predicted.numpy()[counted.numpy()] == labels.numpy()[counted.numpy()]),
+        lambda predicted, labels, counted: np.mean(
+            predicted.numpy()[counted.numpy()] == labels.numpy()[counted.numpy()]
+        ),
         lambda predicted, labels, counted: float(((predicted == labels) & counted).sum() / counted.sum()),
     ],
     "images_per_second": [
         _sorted_middle,
         lambda n, seconds: n / np.median(seconds[1:]),
-        lambda n, seconds: statistics.median(n / run for run in seconds[1:])
-        if len(seconds) % 2 == 0
-        else n / statistics.median(seconds[1:]),
         lambda n, seconds: n / torch.tensor(seconds[1:]).quantile(0.5),
     ],
 }
