@@ -79,7 +79,7 @@ def unlearn(
     if not 0 < share <= 1 or epochs < 1:
         raise ValueError(f"unlearn: expected 0 < share <= 1 and epochs >= 1; got share {share!r}, epochs {epochs!r}.")
     check_clean(clean, batch_size)
-    if (k := forward(eval_mode(model), clean.images[:1]).shape[1]) < len(clean.classes):
+    if (k := forward(eval_mode(model), clean.images[:1]).shape[1]) != len(clean.classes):
         raise ValueError(f"clean: expected labels of the model's {k} classes; got a set with {len(clean.classes)}.")
     stamped = clean if trigger is None else stamp(clean, trigger, share, seed)
     changed = (stamped.images != clean.images).flatten(1).any(1)
