@@ -7,9 +7,11 @@ renamed, which is one step for the file system; whoever needs the same result at
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -54,6 +56,20 @@ def written_whole(path: Path) -> Iterator[Path]:
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
+
+
+@lru_cache
+def source_hash(*entries: str) -> str:
+    """A hash of source files: paths inside the package, or folders of it; `source_hash(".")` is all of labkit.
+
+    A kept result whose key holds it is not read again once one of these files is edited.
+    """
+    home, digest = Path(__file__).parent, hashlib.sha256()
+    for entry in entries:
+        place = home / entry
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(file.relative_to(home).as_posix().encode() + file.read_bytes().replace(b"\r\n", b"\n"))
+    return digest.hexdigest()[:16]
 
 
 @contextlib.contextmanager

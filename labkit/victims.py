@@ -12,7 +12,6 @@ import hashlib
 import json
 import warnings
 from dataclasses import asdict, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from labkit.attacks.base import Victim, card_of
-from labkit.cache import CacheUnavailable, cache_folder, locked, written_whole
+from labkit.cache import CacheUnavailable, cache_folder, locked, source_hash, written_whole
 from labkit.data import Splits
 from labkit.device import pick_device
 from labkit.metrics import Report
 from labkit.models import build
 from labkit.train import TrainConfig
 
-CODE = ("models.py", "train.py", "metrics.py", "data/imageset.py", "attacks")  # what decides a victim's weights
+CODE = ("models.py", "train.py", "metrics.py", "channels.py", "data/imageset.py", "attacks")  # what decides a victim's weights
 
 
 def victim(
@@ -115,12 +114,6 @@ def file_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@lru_cache
 def code_hash() -> str:
     """A hash of the source files that decide a victim's weights: edit one, and old victims are not read again."""
-    home, digest = Path(__file__).parent, hashlib.sha256()
-    for entry in CODE:
-        place = home / entry
-        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-            digest.update(file.name.encode() + file.read_bytes().replace(b"\r\n", b"\n"))
-    return digest.hexdigest()[:16]
+    return source_hash(*CODE)

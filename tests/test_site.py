@@ -15,6 +15,7 @@ import docutils.nodes
 import pytest
 from conftest import EXPECTED_LABS, LABS, PROJECT, cell
 
+from labkit.course import executed
 from labkit.course.apidoc import as_rst, field_comments, public_modules
 from labkit.course.executed import WIDGET, beside, run
 from labkit.course.notebooks import encode
@@ -111,6 +112,23 @@ def test_a_failing_cell_is_named(source, reason):
 
 
 # --- whole or not at all ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_kept_until_the_notebook_the_code_or_a_setting_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "cache"))
+    ran = []
+    monkeypatch.setattr(executed, "run", lambda solved, where, timeout: ran.append(where) or solved)
+    first, second = ({"cells": [], "metadata": {"x": x}, "nbformat": 4, "nbformat_minor": 5} for x in (1, 2))
+    assert executed.run_once(first, "a") == executed.run_once(first, "b") == first and ran == ["a"]
+    executed.run_once(second, "c")
+    monkeypatch.setenv("LABKIT_PROFILE", "quick")
+    executed.run_once(first, "d")
+    monkeypatch.setattr(executed, "source_hash", lambda *entries: "edited")
+    executed.run_once(first, "e")
+    for kept in (tmp_path / "cache" / "runs").glob("*.ipynb"):
+        kept.write_text("{")
+    executed.run_once(first, "f")
+    assert ran == ["a", "c", "d", "e", "f"]
 
 
 def test_a_failing_lab_leaves_the_last_good_site_alone(tmp_path):

@@ -1,6 +1,7 @@
 """What does a lab show on the website? The student's code beside the outputs of the solved run.
 
     run(solved, where)          the notebook with outputs, executed by this Python in an empty folder
+    run_once(solved, where)     the same, kept until the notebook or any file of labkit changes
     beside(student, solved)     the student's cells with those outputs, matched by cell id, fit for a page
 
 A page has no kernel and no network, so a widget stays only as the picture it carries, and progress bars go.
@@ -8,13 +9,21 @@ A page has no kernel and no network, so a widget stays only as the picture it ca
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import hashlib
 import json
+import os
 import re
+import sys
 import tempfile
+from importlib.metadata import version
 from typing import Any
 
 import nbformat
+
+from labkit.cache import CacheUnavailable, cache_folder, locked, source_hash, written_whole
+from labkit.course.notebooks import encode
 
 SECONDS_PER_CELL = 300
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -62,6 +71,28 @@ def run(solved: dict[str, Any], where: str, timeout: int = SECONDS_PER_CELL) -> 
                 f"{where}, cell {running[-1]!r}: expected it to run, got {reason[0]}: repair the lab or what it calls"
             ) from None
     return json.loads(nbformat.writes(notebook))
+
+
+def run_once(solved: dict[str, Any], where: str, timeout: int = SECONDS_PER_CELL) -> dict[str, Any]:
+    """As `run`, but a run of the same notebook with the same code, versions and LABKIT_ settings is read from the cache.
+
+    Only whole runs without an error are kept.
+    """
+    settings = sorted((k, v) for k, v in os.environ.items() if k.startswith("LABKIT_") and k != "LABKIT_CACHE")
+    versions = [sys.version, *(version(name) for name in ("torch", "numpy", "matplotlib", "ipywidgets"))]
+    key = hashlib.sha256(encode(solved) + repr([source_hash("."), versions, settings]).encode()).hexdigest()[:24]
+    try:
+        path = cache_folder("runs") / f"{key}.ipynb"
+        with locked(path):
+            if path.is_file():
+                with contextlib.suppress(ValueError):  # a damaged file is run again
+                    return json.loads(path.read_text(encoding="utf-8"))
+            done = run(solved, where, timeout)
+            with written_whole(path) as part:
+                part.write_bytes(encode(done))
+            return done
+    except CacheUnavailable:
+        return run(solved, where, timeout)
 
 
 def beside(student: dict[str, Any], executed: dict[str, Any], where: str = "notebook") -> dict[str, Any]:

@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 from labkit.course.apidoc import write_api
-from labkit.course.executed import beside, run
+from labkit.course.executed import beside, run_once
 from labkit.course.notebooks import encode, lab_paths, read
 from labkit.course.offline import add_mathjax, outside_loads
 from labkit.course.pages import contact_sheet, lab_page, results_page, without_missing_labs
@@ -65,7 +65,7 @@ def assemble(root: Path, students: Path, source: Path) -> None:
     labs = lab_paths(root / "labs")
     for path in labs:
         start, student = time.perf_counter(), read(students / path.name)
-        page = beside(student, run(read(path), str(path.relative_to(root))), path.name)
+        page = beside(student, run_once(read(path), str(path.relative_to(root))), path.name)
         (source / "labs" / path.name).write_bytes(encode(lab_page(page, path.stem)))
         print(f"{path.name}: ran in {time.perf_counter() - start:.0f} s", file=sys.stderr)
     write_api(root / "labkit", source / "api")
