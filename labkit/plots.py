@@ -142,3 +142,18 @@ def answer(image: Tensor, probs: Tensor, classes: Sequence[str], *, mark: int | 
     right.invert_yaxis()
     right.set(xlim=(0, 100), xlabel="probability (%)")
     return titled(figure, title)
+
+
+def confusion(table: Tensor, classes: Sequence[str], *, title: str = "") -> Figure:
+    """Counts (K, K), rows the true class, columns the predicted one; only the mistakes are coloured. Lab 01."""
+    k = len(classes)
+    figure, ax = new_figure(0.38 * k + 2.2, 0.3 * k + 2.0)
+    mistakes = table.clone().fill_diagonal_(0)
+    shown = mistakes.double().masked_fill(mistakes == 0, float("nan"))  # nothing is drawn there
+    ax.imshow(shown, cmap="Reds", vmin=0, vmax=max(1, int(mistakes.max())) * 1.4, aspect="auto")
+    for i, j in table.nonzero().tolist():
+        ax.text(j, i, str(int(table[i, j])), ha="center", va="center", fontsize=7, color=NEUTRAL if i == j else "black")
+    ax.set_xticks(range(k), list(classes), rotation=45, ha="right", fontsize=8)
+    ax.set_yticks(range(k), list(classes), fontsize=8)
+    ax.set(xlabel="the model's answer", ylabel="true class")
+    return titled(figure, title)

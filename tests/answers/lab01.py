@@ -102,7 +102,7 @@ def _steps(model, batches, lr, *, clear=True, sign=-1, rate=None, after=False, r
             for p in model.parameters():
                 if move:
                     p += sign * (lr if rate is None else rate) * (p.grad + decay * p)
-        history.append(float(F.cross_entropy(model(images), labels) if after else loss))
+        history.append((F.cross_entropy(model(images), labels) if after else loss).item())
     return history
 
 
