@@ -7,7 +7,8 @@ the device is fast at. Lab 01 builds this loop; `benchmarks/train_speed.py` comp
 Augmentation and triggers: `shift` moves each training image by up to that many pixels, edges mirrored, so a trigger in
 the last rows of a corner is moved inwards, or cut at the edge, in most training images, while test images carry it
 in place. The network learns it all the same, from whole and cut copies. `flip` mirrors half of the images, so a corner
-trigger also appears in the opposite corner. Data sets where left and right differ (signs, digits) are never flipped.
+trigger also appears in the opposite corner. `noise` leaves the trigger where it is, and keeps the network from leaning on
+details that a JPEG file loses. Data sets where left and right differ (signs, digits) are never flipped.
 No label smoothing: it flattens the entropies that STRIP reads and the losses that ABL ranks.
 """
 
@@ -39,11 +40,18 @@ class TrainConfig:
     weight_decay: float = 5e-4  # on convolution and linear weights
     shift: int = 2  # pixels, up to, in each direction
     flip: bool = False  # mirror half of the images left to right
+    noise: float = 0.0  # standard deviation of Gaussian noise on each pixel, in pixel values of [0, 1]
 
     def __post_init__(self):
-        if self.epochs < 1 or self.batch_size < 2 or not self.lr > 0 or not 0 <= self.warmup < 1 or self.shift < 0:
+        if (
+            self.epochs < 1
+            or self.batch_size < 2
+            or not self.lr > 0
+            or not 0 <= self.warmup < 1
+            or min(self.shift, self.noise) < 0
+        ):
             raise ValueError(
-                f"TrainConfig: expected epochs >= 1, batch_size >= 2, lr > 0, 0 <= warmup < 1, shift >= 0; got {self}."
+                f"TrainConfig: expected epochs >= 1, batch_size >= 2, lr > 0, 0 <= warmup < 1, shift and noise >= 0; got {self}."
             )
 
 
@@ -52,7 +60,7 @@ RECIPES = {  # by ImageSet.name; measured by benchmarks/victims.py
     "digits": TrainConfig(epochs=30, shift=1),
     "mnist": TrainConfig(epochs=2),
     "gtsrb": TrainConfig(epochs=7),
-    "cifar10": TrainConfig(epochs=16, flip=True),
+    "cifar10": TrainConfig(epochs=16, flip=True, noise=0.03),
 }
 
 
@@ -110,6 +118,8 @@ def train(
             for batch in torch.randperm(len(data), generator=rng).tensor_split(steps):
                 batch = batch.to(device)
                 augmented = augment(images[batch], config.shift, config.flip, rng)
+                if config.noise:
+                    augmented = augmented + config.noise * torch.randn(augmented.shape, generator=rng).to(device)
                 logits, loss = step(model, augmented, labels[batch], optimizer, device)
                 schedule.step()
                 total_loss += loss.detach() * len(batch)

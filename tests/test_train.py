@@ -1,6 +1,7 @@
 """The training loop: repeats bit for bit, learns, reports, stops on nonsense; augmentation and schedule by hand."""
 
 import math
+import sys
 from itertools import pairwise
 
 import pytest
@@ -97,6 +98,24 @@ def test_most_shifts_move_or_cut_a_corner_trigger_but_some_leave_it():
     assert 0.02 < in_place < 0.10  # 1 shift in 25
 
 
+def test_noise_is_added_to_training_images_only_and_repeats(monkeypatch):
+    seen = []
+
+    def spy(model, images, labels, optimizer, device):
+        seen.append(images.clone())
+        return torch.zeros(len(images), 4), torch.zeros(())
+
+    monkeypatch.setattr(sys.modules["labkit.train"], "step", spy)
+    data = image_set(64)
+    before = data.images.clone()
+    for noise in (0.0, 0.1, 0.1):
+        config = TrainConfig(epochs=1, batch_size=64, shift=0, noise=noise)
+        train(linear_model(), data, config=config, progress=False)
+    plain, noisy, again = seen
+    assert 0.095 < float((noisy - plain).std()) < 0.105 and torch.equal(noisy, again)
+    assert torch.equal(data.images, before)
+
+
 def test_the_schedule_rises_peaks_and_falls():
     factor = one_cycle(0.25, 100)
     values = [factor(i) for i in range(100)]
@@ -111,7 +130,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_step():
         train(linear_model(), image_set(96), config=TrainConfig(epochs=2, batch_size=32, lr=1e30), progress=False)
 
 
-@pytest.mark.parametrize("bad", [{"epochs": 0}, {"batch_size": 1}, {"lr": 0.0}, {"warmup": 1.0}, {"shift": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"epochs": 0}, {"batch_size": 1}, {"lr": 0.0}, {"warmup": 1.0}, {"shift": -1}, {"noise": -0.1}]
+)
 def test_a_bad_recipe_is_named(bad):
     with pytest.raises(ValueError, match="TrainConfig: expected"):
         TrainConfig(**bad)
