@@ -7,8 +7,8 @@ the device is fast at. Lab 01 builds this loop; `benchmarks/train_speed.py` comp
 Augmentation and triggers: `shift` moves each training image by up to that many pixels, edges mirrored, so a trigger in
 the last rows of a corner is moved inwards, or cut at the edge, in most training images, while test images carry it
 in place. The network learns it all the same, from whole and cut copies. `flip` mirrors half of the images, so a corner
-trigger also appears in the opposite corner. `noise` leaves the trigger where it is, and keeps the network from leaning on
-details that a JPEG file loses. Data sets where left and right differ (signs, digits) are never flipped.
+trigger also appears in the opposite corner; data sets where left and right differ (signs, digits) are never flipped.
+`noise` leaves the trigger where it is, and keeps the network from leaning on details that a JPEG file loses.
 No label smoothing: it flattens the entropies that STRIP reads and the losses that ABL ranks.
 """
 
@@ -51,7 +51,8 @@ class TrainConfig:
             or min(self.shift, self.noise) < 0
         ):
             raise ValueError(
-                f"TrainConfig: expected epochs >= 1, batch_size >= 2, lr > 0, 0 <= warmup < 1, shift and noise >= 0; got {self}."
+                f"TrainConfig: expected epochs >= 1, batch_size >= 2, lr > 0, 0 <= warmup < 1, shift and noise >= 0; "
+                f"got {self}."
             )
 
 
