@@ -34,7 +34,7 @@ def main():
             result = strip(made.model, inputs, data.clean, overlays=100, frr=0.01, blend=superimpose, seed=seed)
             found.append(detection(result.scores[: len(clean)], result.scores[len(clean) :], result.threshold))
             print(f"  {name} seed {seed}: {found[-1]}; threshold from {len(data.clean):,} clean images", flush=True)
-            ratios.append(overhead(made.model, inputs[:400], data.clean))
+            ratios.append(overhead(made.model, inputs[:200], data.clean[:200]))
         shared = {"seeds": options.seeds, "save": options.save, "recipe": "strip(overlays=100, frr=0.01), BadNets 5%"}
         n = f"{found[0].n_clean:,} clean, {found[0].n_triggered:,} triggered"
         card(f"STRIP on {name}, FAR at FRR 1%", [100 * d.far for d in found], "%", n=n, bar="<= 1", **shared)
