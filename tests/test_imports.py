@@ -11,7 +11,7 @@ from conftest import PROJECT
 TIERS = (
     ("cache", "device", "models", "profiles"),
     ("data",),
-    ("metrics", "train"),
+    ("metrics", "train", "channels"),
     ("attacks", "defenses"),
     ("victims",),
     ("checks", "plots", "widgets"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -114,7 +114,7 @@ def card_of(attack, data: ImageSet, arch: str, seed: int, config: TrainConfig | 
     """Everything that determines a victim, but for the code and the device, as plain data that JSON can hold."""
     return {
         "attack": type(attack).__name__,
-        "settings": plain(asdict(attack)),
+        "settings": plain({f.name: getattr(attack, f.name) for f in fields(attack)}),
         "data": data.name,
         "fingerprint": data.fingerprint,
         "arch": arch,
@@ -124,11 +124,13 @@ def card_of(attack, data: ImageSet, arch: str, seed: int, config: TrainConfig | 
 
 
 def plain(value: Any) -> Any:
-    """Tensors as nested lists, tuples as lists: what JSON can hold."""
+    """Tensors as nested lists, tuples as lists, an attack inside an attack with its type: what JSON can hold."""
     if isinstance(value, Tensor):
         return value.tolist()
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
+    if is_dataclass(value):
+        return {"type": type(value).__name__} | {f.name: plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
     return value

@@ -1,8 +1,11 @@
 """The defender's side. A defence gets a model, clean data, inputs to judge: never a trigger, a target, an index."""
 
+from labkit.defenses.fine_prune import FinePruneResult, fine_prune
+from labkit.defenses.fine_tune import FineTuneResult, fine_tune
 from labkit.defenses.neural_cleanse import NeuralCleanseResult, neural_cleanse
 from labkit.defenses.neuron_patch import FilterResult, NeuronPruneResult, neuron_filter, prune_trigger_neurons
 from labkit.defenses.outliers import anomaly_index
+from labkit.defenses.prune import PruneResult, prune, pruning_curve
 from labkit.defenses.reverse import ReversedTrigger, ReversedTriggers, reverse_triggers
 from labkit.defenses.schedule import SearchConfig
 from labkit.defenses.strip import StripResult, strip
@@ -10,17 +13,24 @@ from labkit.defenses.unlearn import UnlearnResult, unlearn
 
 __all__ = [
     "FilterResult",
+    "FinePruneResult",
+    "FineTuneResult",
     "NeuralCleanseResult",
     "NeuronPruneResult",
+    "PruneResult",
     "ReversedTrigger",
     "ReversedTriggers",
     "SearchConfig",
     "StripResult",
     "UnlearnResult",
     "anomaly_index",
+    "fine_prune",
+    "fine_tune",
     "neural_cleanse",
     "neuron_filter",
+    "prune",
     "prune_trigger_neurons",
+    "pruning_curve",
     "reverse_triggers",
     "strip",
     "unlearn",

@@ -1,0 +1,61 @@
+"""Fine-tuning: does a little more training, on clean images only, make the network forget its backdoor?
+
+Liu, Dolan-Gavitt and Garg 2018, "Fine-Pruning", Section 3.3 (the lecture's comparison). Start from the given weights,
+not from random ones, and train on the defender's clean images at a low learning rate.
+
+The defender has: the model, some clean images with labels. Not: the trigger. Fails when: the backdoor lives in neurons
+that sleep on clean images. They get no gradient, so nothing makes them change; that is why `fine_prune` cuts first.
+Lab 06.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from labkit.data import ImageSet
+from labkit.defenses.prune import check_clean
+from labkit.train import RECIPES, Epoch, TrainConfig, train
+
+
+@dataclass(frozen=True, eq=False)
+class FineTuneResult:
+    """model: a fine-tuned copy, in eval mode. history: one `Epoch` each (loss in nats and accuracy while training)."""
+
+    model: nn.Module
+    history: tuple[Epoch, ...]
+
+    def __str__(self) -> str:
+        first, last = self.history[0], self.history[-1]
+        return (
+            f"Fine-tuning: {len(self.history)} epochs; loss {first.loss:.3f} in the first, {last.loss:.3f} in the "
+            f"last, accuracy {first.accuracy:.1%} and {last.accuracy:.1%} on the augmented clean images"
+        )
+
+
+def gentle(clean: ImageSet) -> TrainConfig:
+    """The data set's own recipe at a lower learning rate, for a small set: 20 epochs, batches of 64, lr 0.02."""
+    return replace(RECIPES.get(clean.name, TrainConfig()), epochs=20, batch_size=64, lr=0.02, warmup=0.1)
+
+
+def fine_tune(
+    model: nn.Module, clean: ImageSet, *, config: TrainConfig | None = None, seed: int = 0, progress: bool = True
+) -> FineTuneResult:
+    """A copy of the model, trained on the clean set; the model is untouched.
+
+    config: by default `gentle(clean)`. Silenced channels stay silent. Raises ValueError for fewer than two clean
+    images and FloatingPointError, with the step, when the loss is no longer finite.
+    """
+    check_clean(clean, least=2)  # batch normalisation has no variance over one image
+    history: list[Epoch] = []
+    tuned = train(
+        copy.deepcopy(model),
+        clean,
+        config=config or gentle(clean),
+        seed=seed,
+        callback=history.append,
+        progress=progress,
+    )
+    return FineTuneResult(tuned, tuple(history))
