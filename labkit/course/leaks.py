@@ -65,16 +65,16 @@ def secret_lines(solved: dict[str, Any]) -> set[str]:
 
 
 def secret_names(solved: dict[str, Any], public: Iterable[str]) -> set[str]:
-    """The names that solutions and hidden tests assign and that no public text uses, as a word, in any case.
+    """The names that solutions and hidden tests assign and whose stem no public text uses (indexes keep stems only).
 
     public: the texts that everybody may read: the package's source, pages, and `public_text` of every lab.
     """
-    words = {word.lower() for source in public for word in WORD.findall(source)}
+    stems = {stem(word) for word in {word for source in public for word in WORD.findall(source)}}
     names = set()
     for cell in solved["cells"]:
         if cell["cell_type"] == "code":
             names |= assigned("\n".join(line for region, line in lines(cell) if region and not MARKER.search(line)))
-    return {name for name in names if name.lower() not in words and len(name) > 3}
+    return {name for name in names if stem(name) not in stems and len(name) > 3}
 
 
 def public_text(solved: dict[str, Any]) -> str:

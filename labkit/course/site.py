@@ -67,7 +67,7 @@ def assemble(root: Path, students: Path, source: Path) -> None:
         start, student = time.perf_counter(), read(students / path.name)
         page = beside(student, run_once(read(path), str(path.relative_to(root))), path.name)
         (source / "labs" / path.name).write_bytes(encode(lab_page(page, path.stem)))
-        print(f"{path.name}: ran in {time.perf_counter() - start:.0f} s", file=sys.stderr)
+        print(f"{path.name}: outputs after {time.perf_counter() - start:.0f} s", file=sys.stderr)
     write_api(root / "labkit", source / "api")
     (source / "results.md").write_text(results_page(root / "results"), encoding="utf-8")
     stamped = contact_sheet(source / "_static" / "signs.jpg")
