@@ -74,7 +74,7 @@ def run(solved: dict[str, Any], where: str, timeout: int = SECONDS_PER_CELL) -> 
 
 
 def run_once(solved: dict[str, Any], where: str, timeout: int = SECONDS_PER_CELL) -> dict[str, Any]:
-    """As `run`, but a run of the same notebook with the same code, versions and LABKIT_ settings is read from the cache.
+    """As `run`, but a run of the same notebook with the same code, versions and LABKIT_ settings is read from disk.
 
     Only whole runs without an error are kept.
     """
