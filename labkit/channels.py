@@ -125,7 +125,10 @@ def plain_chain(module: nn.Module) -> bool:
 
 
 def _unwrapped(module: nn.Module) -> list[nn.Module]:
-    return [part for inner in module._modules.values() if inner for part in _unwrapped(inner)] if plain_chain(module) else [module]
+    if not plain_chain(module):
+        return [module]
+    inside = [part for part in module._modules.values() if part is not None]  # children() would drop repeated ones
+    return [part for inner in inside for part in _unwrapped(inner)]
 
 
 def _with_positions(output: Tensor) -> Tensor:

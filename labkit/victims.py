@@ -27,7 +27,8 @@ from labkit.metrics import Report
 from labkit.models import build
 from labkit.train import TrainConfig
 
-CODE = ("models.py", "train.py", "metrics.py", "channels.py", "data/imageset.py", "attacks")  # what decides a victim's weights
+# What decides a victim's weights.
+CODE = ("models.py", "train.py", "metrics.py", "channels.py", "data/imageset.py", "attacks")
 
 
 def victim(

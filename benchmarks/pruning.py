@@ -1,0 +1,80 @@
+"""Pruning, fine-tuning and fine-pruning against a plain and a pruning-aware backdoor: CA, ASR and RA of each.
+
+python benchmarks/pruning.py --data signs gtsrb [--attacks BadNets Blend] [--save]   (LABKIT_DATA: the .npz files)
+
+The rows of the lecture's table (Liu 2018), and the curve behind them: CA, ASR, RA over the number of silenced channels,
+which only the evaluator, who knows the trigger, can draw. The lecture's ASR after fine-pruning on traffic signs: .288
+(plain) and .366 (pruning-aware).
+"""
+
+import torch
+from card import arguments, card
+
+from labkit import evaluate, load, victim
+from labkit.attacks import BadNets, Blend, PruningAware
+from labkit.defenses import fine_prune, fine_tune, prune, pruning_curve
+from labkit.device import Timer
+
+ATTACKS = {"BadNets": BadNets, "Blend": Blend}
+BARS = {"plain": 28.8, "aware": 36.6}  # ASR after fine-pruning, at most, in %
+
+
+def main():
+    options = arguments(__doc__, data=["signs"], attacks=["BadNets", "Blend"])
+    for name in options.data:
+        data = load(name)
+        for attack in options.attacks:
+            inner = ATTACKS[attack](target=0, rate=0.1)
+            for kind, planted in (("plain", inner), ("aware", PruningAware(inner))):
+                measure(f"{kind} {attack} on {name}", kind, planted, data, options)
+
+
+def measure(title, kind, attack, data, options):
+    """One victim a seed, its pruning curve, and one row for each repair."""
+    rows: dict[str, list] = {}
+    seconds: dict[str, list[float]] = {}
+    for seed in options.seeds:
+        made = victim(attack, data, seed=seed, progress=False)
+        rows.setdefault("none", []).append(made.report)
+        for repair in (prune, fine_tune, fine_prune):
+            given = {} if repair is prune else {"seed": seed, "progress": False}
+            with Timer() as timer:
+                result = repair(made.model, data.clean, **given)
+            rows.setdefault(repair.__name__, []).append(evaluate(result.model, data.test, made.trigger, made.target))
+            seconds.setdefault(repair.__name__, []).append(timer.seconds)
+            print(f"  {title} seed {seed}, {repair.__name__}: {result}", flush=True)
+            if repair is prune:
+                print_curve(made, data.test, result)
+    shared = {"seeds": options.seeds, "save": options.save}
+    report = rows["none"][0]
+    clean, stamped = f"{report.n_clean:,} clean test images", f"{report.n_triggered:,} triggered test images"
+    for repair, reports in rows.items():
+        recipe = f"{attack!r}, small_cnn, {repair} on {len(data.clean):,} clean images"
+        lost = [100 * (r.clean_accuracy - b.clean_accuracy) for r, b in zip(reports, rows["none"], strict=True)]
+        asr, ra = ([100 * getattr(r, f) for r in reports] for f in ("attack_success_rate", "robust_accuracy"))
+        ca = [100 * r.clean_accuracy for r in reports]
+        last = repair == "fine_prune"
+        card(f"{title}, {repair}, CA", ca, "%", n=clean, bar="-", recipe=recipe, **shared)
+        change_bar = ">= -0.2" if last else "-"
+        card(f"{title}, {repair}, CA change", lost, "points", n=clean, bar=change_bar, recipe=recipe, **shared)
+        bar = f"<= {BARS[kind]}" if last else "-"
+        card(f"{title}, {repair}, ASR", asr, "%", n=stamped, bar=bar, recipe=recipe, **shared)
+        card(f"{title}, {repair}, RA", ra, "%", n=stamped, bar="-", recipe=recipe, **shared)
+        if repair in seconds:
+            took = f"{len(data.clean):,} clean images"
+            card(f"{title}, {repair}, time", seconds[repair], "s", n=took, bar="-", recipe=recipe, **shared)
+
+
+def print_curve(made, test, result):
+    """CA, ASR, RA with 0 to C channels silenced, at 13 points: one pass over the features for each."""
+    others = test[test.labels != made.target]
+    stamped, wanted = made.trigger(others.images), torch.full_like(others.labels, made.target)
+    asked = ((test.images, test.labels), (stamped, wanted), (stamped, others.labels))
+    with Timer() as timer:
+        ca, asr, ra = (pruning_curve(made.model, x, y, result.order, result.layer) for x, y in asked)
+    for n in torch.linspace(0, len(result.order), 13).round().long().tolist():
+        print(f"    {n:4} silenced: CA {ca[n]:6.1%}, ASR {asr[n]:6.1%}, RA {ra[n]:6.1%}")
+    print(f"    whole curves, {len(ca)} points each: {timer.seconds:.1f} s", flush=True)
+
+
+main()
