@@ -28,7 +28,7 @@ from labkit.models import build
 from labkit.train import TrainConfig
 
 # What decides a victim's weights.
-CODE = ("models.py", "train.py", "metrics.py", "channels.py", "data/imageset.py", "attacks")
+CODE = ("models.py", "train.py", "metrics.py", "channels.py", "data/imageset.py", "attacks")  # what decides the weights
 
 
 def victim(
