@@ -5,7 +5,8 @@ backdoor pruning does the work, and fine-tuning gives back the accuracy it cost.
 pruning finds decoys only, but now clean images and the trigger share neurons: those get gradients, and change.
 
 The defender has: the model, some clean images with labels. Not: the trigger. Lab 06.
-Fails when: the clean set is too small to fine-tune on, or the trigger lives in weights that clean training keeps.
+Fails when: the clean set is too small, or fine-tuning too gentle. Pruning one layer leaves the layers below it, and
+what they know of the trigger can come back together with the accuracy: look at ASR before and after the second half.
 """
 
 from __future__ import annotations
