@@ -71,6 +71,8 @@ def test_lambda_starts_at_zero_rises_with_success_and_falls_with_failure():
     assert s.lambda_ == 0.02 and s.went_up and not s.went_down
     run(s, *[(0.5, 50.0)] * 2, (1.0, 50.0), *[(0.5, 50.0)] * 2)  # a success in between starts the count again
     assert s.lambda_ == 0.02
+    run(s, *[(1.0, 50.0)] * 2, (0.5, 50.0), *[(1.0, 50.0)] * 2, *[(0.5, 50.0)] * 2)  # and so does a failure
+    assert s.lambda_ == 0.02
     run(s, (0.5, 50.0))
     assert s.lambda_ == pytest.approx(0.02 / 2**1.5) and s.went_down
 

@@ -62,7 +62,7 @@ def unlearn(
     *,
     share: float = 0.2,
     epochs: int = 1,
-    lr: float = 0.02,
+    lr: float = 0.01,
     batch_size: int = 32,
     stamp: Callable[..., ImageSet] = stamp_some,
     seed: int = 0,
