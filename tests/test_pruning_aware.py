@@ -17,7 +17,7 @@ from labkit.models import build, named_layer
 from labkit.train import TrainConfig, train
 from tests.tiny import image_set, splits
 
-CONFIG = TrainConfig(epochs=4, batch_size=32, shift=0)
+CONFIG = TrainConfig(epochs=8, batch_size=32, shift=0)
 TINY = {"config": CONFIG, "progress": False}
 
 
