@@ -11,7 +11,9 @@ So find, for each class, the smallest change that does it, and look for a class 
 The defender has: the model and some clean images. Not: the trigger, the target, or whether there is one.
 Fails when: the trigger is large or depends on the image (Blend, WaNet, ISSBA: no small mask does what it does), there
 are too few classes for a median, or most classes are targets. A clean model can pass 2 as well: some class may simply
-be easy to reach. So read all norms and indices, not the verdict alone. Lab 07; `unlearn` repairs (Lab 08).
+be easy to reach. So read all norms and indices, not the verdict alone. And the reversed trigger need not look like the
+true one, or lie where it does: a network with global pooling, trained on shifted images, answers to the patch in other
+places too, and the search takes whichever comes first. Lab 07; `unlearn` repairs (Lab 08).
 """
 
 from __future__ import annotations
