@@ -57,7 +57,7 @@ class TrainConfig:
 
 
 RECIPES = {  # by ImageSet.name; measured by benchmarks/victims.py
-    "signs": TrainConfig(epochs=5),
+    "signs": TrainConfig(epochs=7),  # at 5, one seed of three did not learn the patch at all
     "digits": TrainConfig(epochs=30, shift=1),
     "mnist": TrainConfig(epochs=2),
     "gtsrb": TrainConfig(epochs=7),
