@@ -84,13 +84,15 @@ def train(
     *,
     config: TrainConfig | None = None,
     seed: int = 0,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     callback: Callable[[Epoch], None] | None = None,
     progress: bool = True,
 ) -> nn.Module:
     """A model trained on `data`, in eval mode, on the device it was trained on.
 
     model: an architecture's name (fresh weights from `seed`, on `pick_device()`), or a module, which is trained in
-    place where it is. config: by default the recipe of `data.name`. callback: called with an `Epoch` after each.
+    place where it is. config: by default the recipe of `data.name`. loss: (logits float32 (B, K), labels int64
+    (B,)) -> the batch's mean. callback: called with an `Epoch` after each.
     On the CPU the same seed gives the same weights, bit for bit. Raises ValueError for an unknown architecture and
     FloatingPointError, with the step, when the loss is no longer finite. Labs 00 and 01.
     """
@@ -121,33 +123,35 @@ def train(
                 augmented = augment(images[batch], config.shift, config.flip, rng)
                 if config.noise:
                     augmented = augmented + config.noise * torch.randn(augmented.shape, generator=rng).to(device)
-                logits, loss = step(model, augmented, labels[batch], optimizer, device)
+                logits, value = step(model, augmented, labels[batch], optimizer, device, loss)
                 schedule.step()
-                total_loss += loss.detach() * len(batch)
+                total_loss += value.detach() * len(batch)
                 right += (logits.argmax(1) == labels[batch]).sum()
                 bar.update()
-            loss = float(total_loss) / len(data)
-            if not loss < float("inf"):
+            mean = float(total_loss) / len(data)
+            if not mean < float("inf"):
                 raise FloatingPointError(
-                    f"training: expected a finite loss; got {loss} in epoch {number} (steps {(number - 1) * steps + 1} "
+                    f"training: expected a finite loss; got {mean} in epoch {number} (steps {(number - 1) * steps + 1} "
                     f"to {number * steps}). Lower lr (now {config.lr}) or check the images."
                 )
-            epoch = Epoch(number, loss, float(right) / len(data), time.perf_counter() - start)
+            epoch = Epoch(number, mean, float(right) / len(data), time.perf_counter() - start)
             bar.set_postfix_str(f"loss {epoch.loss:.3f}, accuracy {epoch.accuracy:.1%}")
             if callback:
                 callback(epoch)
     return model.eval()
 
 
-def step(model: nn.Module, images: Tensor, labels: Tensor, optimizer, device: Device) -> tuple[Tensor, Tensor]:
+def step(
+    model: nn.Module, images: Tensor, labels: Tensor, optimizer, device: Device, loss=F.cross_entropy
+) -> tuple[Tensor, Tensor]:
     """One gradient step. Changes the model; returns the logits (B, K) and the mean loss."""
     with device.autocast():
         logits = model(device.layout(images)).float()
-    loss = F.cross_entropy(logits, labels)
+    value = loss(logits, labels)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    value.backward()
     optimizer.step()
-    return logits.detach(), loss
+    return logits.detach(), value
 
 
 def sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:

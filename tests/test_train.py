@@ -65,6 +65,16 @@ def test_the_loss_of_one_step_is_softmax_regressions():
     assert torch.allclose(model[1].bias, b - 0.5 * delta.mean(0), atol=6e-3)
 
 
+def test_a_given_loss_takes_cross_entropys_place():
+    data, a, b, told = image_set(64), linear_model(), linear_model(), []
+    train(a, data, config=QUICK, progress=False)
+    train(b, data, config=QUICK, loss=nn.functional.cross_entropy, progress=False)
+    assert same_weights(a, b)
+    config = TrainConfig(epochs=1, batch_size=64, lr=1e-9, shift=0)
+    train(b, data, config=config, loss=lambda z, y: 2 + 0 * z[y >= 0].sum(), callback=told.append, progress=False)
+    assert told[0].loss == pytest.approx(2.0)
+
+
 def test_augmentation_shifts_with_mirrored_edges():
     image = torch.arange(20.0).view(1, 1, 4, 5)
     padded = nn.functional.pad(image, (2, 2, 2, 2), mode="reflect")[0, 0]
@@ -101,7 +111,7 @@ def test_most_shifts_move_or_cut_a_corner_trigger_but_some_leave_it():
 def test_noise_is_added_to_training_images_only_and_repeats(monkeypatch):
     seen = []
 
-    def spy(model, images, labels, optimizer, device):
+    def spy(model, images, *_):
         seen.append(images.clone())
         return torch.zeros(len(images), 4), torch.zeros(())
 

@@ -2,6 +2,8 @@
 
 from labkit.defenses.fine_prune import FinePruneResult, fine_prune
 from labkit.defenses.fine_tune import FineTuneResult, fine_tune
+from labkit.defenses.mode_connectivity import ModeConnectivityResult, mode_connectivity
+from labkit.defenses.nad import NADResult, nad
 from labkit.defenses.neural_cleanse import NeuralCleanseResult, neural_cleanse
 from labkit.defenses.neuron_patch import FilterResult, NeuronPruneResult, neuron_filter, prune_trigger_neurons
 from labkit.defenses.outliers import anomaly_index
@@ -15,6 +17,8 @@ __all__ = [
     "FilterResult",
     "FinePruneResult",
     "FineTuneResult",
+    "ModeConnectivityResult",
+    "NADResult",
     "NeuralCleanseResult",
     "NeuronPruneResult",
     "PruneResult",
@@ -26,6 +30,8 @@ __all__ = [
     "anomaly_index",
     "fine_prune",
     "fine_tune",
+    "mode_connectivity",
+    "nad",
     "neural_cleanse",
     "neuron_filter",
     "prune",
