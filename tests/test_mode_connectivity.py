@@ -228,6 +228,20 @@ def test_the_input_models_are_untouched_and_the_seed_repeats():
     assert torch.equal(one.accuracy, two.accuracy)
 
 
+def test_ones_own_curve_is_used_at_points_that_the_seed_draws():
+    drawn = {}
+    for seed in (2, 4):
+        seen = drawn.setdefault(seed, [])
+
+        def curve(start, bend, end, t, seen=seen):
+            seen.append(t)
+            return polygon(start, bend, end, t)
+
+        mode_connectivity(linear_model(), image_set(40), other=linear_model(seed=1), curve=curve, grid=[0], seed=seed,
+                          config=SHORT, progress=False)  # fmt: skip
+    assert len(set(drawn[2])) == len(set(drawn[4])) == 6 and not set(drawn[2]) & set(drawn[4])  # 3 epochs of 2 batches
+
+
 def test_the_record_holds_the_path_and_says_what_was_chosen():
     clean = image_set(40, size=16, seed=1)
     result = mode_connectivity(trained(), clean, config=SHORT, grid=[0, 0.5, 1], max_drop=1.0, progress=False)
