@@ -9,7 +9,7 @@ from conftest import PROJECT
 
 # A module imports from its own part and from earlier tiers.
 TIERS = (
-    ("cache", "device", "models", "profiles"),
+    ("cache", "device", "jpeg", "models", "profiles"),
     ("data",),
     ("metrics", "train", "channels"),
     ("attacks", "defenses"),

@@ -108,7 +108,7 @@ def test_most_shifts_move_or_cut_a_corner_trigger_but_some_leave_it():
     assert 0.02 < in_place < 0.10  # 1 shift in 25
 
 
-def test_noise_is_added_to_training_images_only_and_repeats(monkeypatch):
+def test_a_share_of_the_training_images_goes_through_a_jpeg_and_the_draw_repeats(monkeypatch):
     seen = []
 
     def spy(model, images, *_):
@@ -116,14 +116,16 @@ def test_noise_is_added_to_training_images_only_and_repeats(monkeypatch):
         return torch.zeros(len(images), 4), torch.zeros(())
 
     monkeypatch.setattr(sys.modules["labkit.train"], "step", spy)
-    data = image_set(64)
+    data = image_set(400)
     before = data.images.clone()
-    for noise in (0.0, 0.1, 0.1):
-        config = TrainConfig(epochs=1, batch_size=64, shift=0, noise=noise)
+    for share in (0.0, 0.3, 0.3, 1.0):
+        config = TrainConfig(epochs=1, batch_size=400, shift=0, jpeg=share)
         train(linear_model(), data, config=config, progress=False)
-    plain, noisy, again = seen
-    assert 0.095 < float((noisy - plain).std()) < 0.105 and torch.equal(noisy, again)
-    assert torch.equal(data.images, before)
+    plain, some, again, every = ([*images] for images in seen)
+    assert all(map(torch.equal, some, again)) and torch.equal(data.images, before)
+    untouched = {image.numpy().tobytes() for image in before}
+    counts = [sum(image.numpy().tobytes() not in untouched for image in images) for images in (plain, some, every)]
+    assert counts[0] == 0 and 90 < counts[1] < 150 and counts[2] == 400
 
 
 def test_the_schedule_rises_peaks_and_falls():
@@ -141,7 +143,8 @@ def test_a_loss_that_is_not_finite_stops_with_the_step():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"epochs": 0}, {"batch_size": 1}, {"lr": 0.0}, {"warmup": 1.0}, {"shift": -1}, {"noise": -0.1}]
+    "bad",
+    [{"epochs": 0}, {"batch_size": 1}, {"lr": 0.0}, {"warmup": 1.0}, {"shift": -1}, {"jpeg": -0.1}, {"jpeg": 1.1}],
 )
 def test_a_bad_recipe_is_named(bad):
     with pytest.raises(ValueError, match="TrainConfig: expected"):
