@@ -46,18 +46,19 @@ def compressed(images: Tensor, quality: Tensor | int) -> Tensor:
 
 
 def rounded(planes: Tensor, step: Tensor) -> Tensor:
-    """Planes (N, D, H, W), in 8x8 blocks: their cosines' weights rounded to multiples of step (N, 8, 8)."""
-    cosines, step = cosine_basis().to(planes), step[:, None, None, None]
+    """Planes (N, D, H, W) in 8x8 blocks: their cosines' weights rounded to multiples of step (N, 8, 8)."""
+    cosines, step = cosine_basis().to(planes), step.flatten(1)[:, None, None, None]
     blocks = planes.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)  # (N, D, H/8, W/8, 8, 8)
-    weights = ((cosines @ blocks @ cosines.T) / step).round() * step
-    return (cosines.T @ weights @ cosines).transpose(3, 4).flatten(4, 5).flatten(2, 3)
+    weights = (blocks.flatten(4) @ cosines / step).round_() * step  # (N, D, H/8, W/8, 64): one product for all blocks
+    return (weights @ cosines.T).unflatten(4, (8, 8)).transpose(3, 4).flatten(4, 5).flatten(2, 3)
 
 
 @lru_cache
 def cosine_basis() -> Tensor:
-    """The orthonormal cosine transform of 8 values: row k, position i, float32 (8, 8)."""
+    """The orthonormal cosine transform of an 8x8 block, flattened, row vector times matrix: float32 (64, 64)."""
     k, i = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
-    return torch.where(k == 0, math.sqrt(1 / 8), 0.5 * torch.cos((2 * i + 1) * k * math.pi / 16))
+    one_way = torch.where(k == 0, math.sqrt(1 / 8), 0.5 * torch.cos((2 * i + 1) * k * math.pi / 16))  # (8, 8)
+    return torch.kron(one_way, one_way).T.contiguous()
 
 
 def steps(table: str, quality: Tensor) -> Tensor:
