@@ -84,7 +84,9 @@ def unlearn(
     if (k := forward(eval_mode(model), clean.images[:1]).shape[1]) != len(clean.classes):
         raise ValueError(f"clean: expected labels of the model's {k} classes; got a set with {len(clean.classes)}.")
     if trigger is not None and not (count := round(share * len(clean))):
-        raise ValueError(f"share: expected it to be one image or more; a share of {share:g} of {len(clean)} images is none.")
+        raise ValueError(
+            f"share: expected it to be one image or more; a share of {share:g} of {len(clean)} images is none."
+        )
     stamped = clean if trigger is None else stamp(clean, trigger, share, seed)
     if stamped.images.shape != clean.images.shape:
         raise ValueError(f"stamp: expected the {len(clean)} images back in their order; got {len(stamped)}.")
