@@ -115,8 +115,9 @@ def reverse_triggers(
     images depend on the seed and the class alone, whichever classes are searched beside it. Every search starts from a
     half-transparent grey, where gradients are largest; the paper's code starts at random, and then a pixel that begins
     faint, or with the wrong colour, is gone before the pattern is learned, perhaps one of the trigger's. The model is
-    left as it is: a copy with frozen weights is searched. Raises ValueError for classes that are none, fewer clean images
-    than a batch, a model with other classes; FloatingPointError, with step and class, for a loss that is not finite.
+    left as it is: a copy with frozen weights is searched. Raises ValueError for classes that are none, fewer clean
+    images than a batch, a model with other classes; FloatingPointError, with step and class, for a loss that is not
+    finite.
     """
     c = config or SearchConfig()
     model = eval_mode(model)
