@@ -197,6 +197,12 @@ def test_a_class_is_searched_alike_in_any_company(clean):
     assert torch.allclose(pair.patterns, together.patterns[[3, 1]], atol=1e-4)
 
 
+def test_every_search_starts_from_a_half_transparent_grey(clean):
+    """From a random start, where the mask ended was a matter of luck: pixels that began faint were gone too soon."""
+    first = reverse_triggers(linear_model(), clean, config=SearchConfig(steps=1, batch=8), progress=False)
+    assert (first.masks == 0.5).all() and (first.patterns == 0.5).all()
+
+
 def test_a_classs_own_images_are_not_used(clean):
     model, other = SoftBackdoor().eval(), image_set(120, seed=3)
     other.images[other.labels == 2] = torch.rand(30, 3, 12, 12)

@@ -66,6 +66,37 @@ def test_a_fifth_is_stamped_and_the_labels_stay_true(clean):
     assert not torch.equal(other.images, stamped.images)
 
 
+class SeesStamps(nn.Module):
+    """Writes down which share of each training batch is all white."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.shares = linear_model(), []
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def forward(self, images):
+        if self.training:
+            self.shares.append((images == 1).flatten(1).all(1).float().mean().item())
+        return self.inner(images)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_stamped_images_are_spread_over_the_batches(seed):
+    """Stamping and shuffling start from one seed: drawn alike, all stamped images would come in the first batches."""
+    model = SeesStamps().eval()
+    unlearn(model, image_set(600), torch.ones_like, seed=seed)
+    assert len(model.shares) == 19 and sum(model.shares) / 19 == pytest.approx(0.2, abs=0.01)
+    assert max(model.shares) < 0.5
+
+
+def test_a_trigger_that_changes_nothing_is_warned_about(clean):
+    with pytest.warns(UserWarning, match="trigger: expected it to change images; all 40 came back as they were"):
+        result = unlearn(linear_model(), clean, lambda x: x)
+    assert result.stamped == 0 and "clean data only" in str(result)
+
+
 def test_a_faint_trigger_is_used_in_floats_as_it_is(clean):
     faint = stamp_some(clean, lambda x: x + 1e-4 * (0.5 - x), share=1.0)
     assert torch.equal(faint.images, clean.images + 1e-4 * (0.5 - clean.images))
@@ -125,6 +156,8 @@ def test_missing_classes_are_warned_about(clean):
         ({"share": 0.0}, "0 < share <= 1"),
         ({"share": 1.1}, "0 < share <= 1"),
         ({"epochs": 0}, "epochs >= 1"),
+        ({"share": 0.002}, "a share of 0.002 of 200 images is none"),
+        ({"stamp": lambda clean, *_: clean[:50]}, "the 200 images back in their order; got 50"),
         ({"clean": image_set(20)}, "a batch of 32 images; got 20"),
         ({"clean": image_set(0)}, "a batch of 32 images; got 0"),
         ({"trigger": lambda x: x[:, :1]}, "shape \\(40, 3, 12, 12\\) back; got \\(40, 1, 12, 12\\)"),
@@ -206,6 +239,28 @@ def test_a_model_that_does_not_respond_comes_back_unchanged_and_it_says_so(clean
     assert torch.equal(result.model.head.weight, model.head.weight) and result.model is not model
 
 
+class EndsOtherwise(nn.Module):
+    """Its last linear layer is not the end: the classes are turned round behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = linear_model()
+
+    def forward(self, images):
+        return -self.inner(images)
+
+
+class Rows(nn.Sequential):
+    """Its linear layer sees each channel alone."""
+
+    def __init__(self):
+        super().__init__(nn.Linear(144, 4))
+        self.eval()
+
+    def forward(self, images):
+        return super().forward(images.flatten(2)).mean(1)
+
+
 @pytest.mark.parametrize(
     ("function", "options", "words"),
     [
@@ -217,6 +272,10 @@ def test_a_model_that_does_not_respond_comes_back_unchanged_and_it_says_so(clean
         (neuron_filter, {"model": nn.Flatten().eval()}, "expected a linear layer"),
         (neuron_filter, {"trigger": lambda x: x[:5]}, "expected images of shape"),
         (prune_trigger_neurons, {"response": 1.0}, "0 <= response < 1"),
+        (neuron_filter, {"clean": image_set(0)}, "clean: expected at least one image"),
+        (prune_trigger_neurons, {"clean": image_set(0)}, "clean: expected at least one image"),
+        (prune_trigger_neurons, {"model": EndsOtherwise().eval()}, "end in its last linear layer, 'inner.1'"),
+        (neuron_filter, {"layer": "0", "model": Rows()}, "one row of neurons .* got shape \\(200, 3, 144\\)"),
     ],
 )
 def test_bad_input_to_the_neuron_patches_is_named(function, options, words, clean):

@@ -29,7 +29,7 @@ from labkit.defenses.outliers import anomaly_index
 from labkit.defenses.reverse import ReversedTriggers, paint, reverse_triggers
 from labkit.defenses.schedule import SearchConfig
 
-OUTLIER = 2.0  # Section IV-C: an index above 2 has less than a 5% chance under a normal distribution
+OUTLIER = 2.0  # Section IV: under a normal distribution a value so far off has a chance below 5%, but K are looked at
 
 
 @dataclass(frozen=True, eq=False)

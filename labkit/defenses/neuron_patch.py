@@ -45,13 +45,16 @@ def last_linear(model: nn.Module, layer: str | None = None) -> tuple[str, nn.Lin
 
 def activations(model: nn.Module, images: Tensor, layer: str | None = None) -> Tensor:
     """float32 (N, F) on the CPU: what enters the last linear layer, or the one called `layer`, for each image."""
-    _, linear = last_linear(model, layer)
+    name, linear = last_linear(model, layer)
     kept: list[Tensor] = []
     handle = linear.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].detach().float().cpu()))
     try:
         forward(model, images)
     finally:
         handle.remove()
+    if kept[0].ndim != 2:
+        shape = (len(images), *kept[0].shape[1:])
+        raise ValueError(f"layer {name!r}: expected one row of neurons for each image, (N, F); got shape {shape}.")
     return torch.cat(kept)
 
 
@@ -98,6 +101,7 @@ def neuron_filter(
     images, 5% in the paper. layer: a linear layer, the last by default. The model is left as it is.
     """
     check_images(inputs, "inputs")
+    check_images(clean.images, "clean")
     if not 0 < share <= 1 or not 0 < frr < 1:
         raise ValueError(f"neuron_filter: expected 0 < share <= 1 and 0 < frr < 1; got share {share!r}, frr {frr!r}.")
     model = eval_mode(model)
@@ -142,11 +146,13 @@ def prune_trigger_neurons(
     """A copy with the fewest trigger neurons silenced that brings the response to the trigger down to `response`.
 
     The paper prunes until the model no longer responds to the reversed trigger; ours says when that is. All of it is
-    judged on the defender's clean set, from one pass of features: the model must end in its last linear layer. A model
-    that doesn't respond, or never stops to, comes back unchanged (`pruned` is empty). The input model is untouched.
+    judged on the defender's clean set, from one pass of features: the model must end in its last linear layer, else
+    ValueError. A model that doesn't respond, or never stops to, comes back unchanged (`pruned` is empty). The input
+    model is untouched.
     """
     if not 0 <= response < 1:
         raise ValueError(f"prune_trigger_neurons: expected 0 <= response < 1, a share of images; got {response!r}.")
+    check_images(clean.images, "clean")
     model = eval_mode(model)
     name, linear = last_linear(model)
     labels = clean.labels.cpu()
@@ -154,13 +160,15 @@ def prune_trigger_neurons(
     plain, triggered = activations(model, clean.images, name), activations(model, stamped, name)
     order = trigger_neurons(plain, triggered)
     answers = forward(model, stamped).argmax(1)
+    weight = linear.weight.detach().float().cpu().clone()
+    bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach().float().cpu()
+    if share_of((triggered @ weight.T + bias).argmax(1) == answers) < 0.9:  # rounding turns a few
+        raise ValueError(f"model: expected it to end in its last linear layer, {name!r}; more follows. Wrap it.")
     label = int(answers.bincount(minlength=len(clean.classes)).argmax())
     others = labels != label
     if not others.any():
         raise ValueError(f"clean: expected images outside class {label}, where the trigger leads; got none. Add some.")
 
-    weight = linear.weight.detach().float().cpu().clone()
-    bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach().float().cpu()
     responses, accuracies = [], []
     for n in range(len(order) + 1):
         weight[:, order[max(0, n - 1) : n]] = 0  # silencing a neuron = not listening to it

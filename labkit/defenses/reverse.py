@@ -112,9 +112,12 @@ def reverse_triggers(
     """The smallest trigger for each class (None: for all of them), from one batched search.
 
     Images of a class are left out of its own search: they are there already, and would count as successes. Each class's
-    start and images depend on the seed and the class alone, whichever classes are searched beside it. The model is left
-    as it is: a copy with frozen weights is searched. Raises ValueError for classes that are none, fewer clean images
-    than a batch, a model with other classes; FloatingPointError, with step and class, for a loss that is not finite.
+    images depend on the seed and the class alone, whichever classes are searched beside it. Every search starts from a
+    half-transparent grey, where gradients are largest; the paper's code starts at random, and then a pixel that begins
+    faint, or with the wrong colour, is gone before the pattern is learned, perhaps one of the trigger's. The model is
+    left as it is: a copy with frozen weights is searched. Raises ValueError for classes that are none, fewer clean
+    images than a batch, a model with other classes; FloatingPointError, with step and class, for a loss that is not
+    finite.
     """
     c = config or SearchConfig()
     model = eval_mode(model)
@@ -122,8 +125,7 @@ def reverse_triggers(
     device = device_of(model)
     frozen = device.place(copy.deepcopy(model)).requires_grad_(False)
     images, shape = device.layout(clean.images), clean.images.shape[1:]
-    start = torch.rand(len(clean.classes), shape[0] + 1, *shape[1:], generator=generator(seed)).clamp(0.01, 0.99)
-    raw = (2 * start[targets] - 1).atanh().to(device).requires_grad_()  # (K, 1 + C, H, W): mask, then pattern
+    raw = torch.zeros(len(targets), shape[0] + 1, *shape[1:]).to(device).requires_grad_()  # (K, 1 + C, H, W)
     optimizer = torch.optim.Adam([raw], lr=c.lr, betas=c.betas)
     schedules = [Schedule(c) for _ in targets]
     best, updates = unit(raw).detach(), torch.zeros(len(targets), dtype=torch.int64)
@@ -134,7 +136,7 @@ def reverse_triggers(
         picks = torch.stack([pools[i][turn % len(pools[i])] for i in active])  # (k, B)
         batch = images[picks.flatten().to(device)].unflatten(0, picks.shape)  # (k, B, C, H, W)
         lambdas = torch.tensor([schedules[i].lambda_ for i in active], device=device)
-        tried = unit(raw[active])
+        tried = unit(raw[active])  # (k, 1 + C, H, W): mask, then pattern
         with device.autocast():
             losses, success, norms = objective(
                 frozen, batch, targets[active].to(device), tried[:, :1], tried[:, 1:], lambdas, paint

@@ -39,16 +39,17 @@ class UnlearnResult:
     images: int
 
     def __str__(self) -> str:
-        what = (
-            f"trigger on {self.stamped:,} of {self.images:,} images" if self.stamped else "no trigger, clean data only"
-        )
-        return f"unlearning: {what}; {self.history[-1]}"
+        what = f"trigger on {self.stamped:,} of {self.images:,} images"
+        return f"unlearning: {what if self.stamped else 'no trigger, clean data only'}; {self.history[-1]}"
 
 
 def stamp_some(clean: ImageSet, trigger: Callable[[Tensor], Tensor], share: float = 0.2, seed: int = 0) -> ImageSet:
-    """A new ImageSet in which `share` of the images, at random positions, carry the trigger. Labels stay true."""
+    """A new ImageSet in which `share` of the images, at random positions, carry the trigger. Labels stay true.
+
+    Not `randperm`: `train` shuffles with that, and from the same seed it would put all stamped images first.
+    """
     count = round(share * len(clean))
-    chosen = torch.randperm(len(clean), generator=generator(seed))[:count].to(clean.images.device)
+    chosen = torch.rand(len(clean), generator=generator(seed)).argsort()[:count].to(clean.images.device)
     images = clean.images.clone()
     if count:
         images[chosen] = check_stamped(trigger(clean.images[chosen]), clean.images[chosen])
@@ -72,17 +73,30 @@ def unlearn(
 
     trigger: images -> images, used as it is, in floats: `neural_cleanse(...).trigger(k)`, or any other; None stamps
     nothing. share in (0, 1]. lr, batch_size: of labkit's SGD, which rises and falls within the epochs; the paper names
-    neither. No augmentation, which would move the trigger. The input model is untouched.
-    Raises ValueError for a share or epochs out of range, a set smaller than a batch, a trigger that changes the images'
-    shape or range; FloatingPointError when the loss is no longer finite. Warns of classes that `clean` lacks.
+    neither. A few hundred images want more epochs at a lower rate (Lab 08). No augmentation, which would move the
+    trigger. The input model is untouched.
+    stamp: your own `stamp_some`, if you like. Raises ValueError for a share or epochs out of range, a set smaller than
+    a batch, a trigger that changes the images' shape or range; FloatingPointError when the loss is no longer finite.
+    Warns of classes that `clean` lacks, and of a trigger that changes nothing.
     """
     if not 0 < share <= 1 or epochs < 1:
         raise ValueError(f"unlearn: expected 0 < share <= 1 and epochs >= 1; got share {share!r}, epochs {epochs!r}.")
     check_clean(clean, batch_size)
     if (k := forward(eval_mode(model), clean.images[:1]).shape[1]) != len(clean.classes):
         raise ValueError(f"clean: expected labels of the model's {k} classes; got a set with {len(clean.classes)}.")
+    if trigger is not None and not (count := round(share * len(clean))):
+        raise ValueError(
+            f"share: expected it to be one image or more; a share of {share:g} of {len(clean)} images is none."
+        )
     stamped = clean if trigger is None else stamp(clean, trigger, share, seed)
+    if stamped.images.shape != clean.images.shape:
+        raise ValueError(f"stamp: expected the {len(clean)} images back in their order; got {len(stamped)}.")
     changed = (stamped.images != clean.images).flatten(1).any(1)
+    if trigger is not None and not changed.any():
+        warnings.warn(
+            f"trigger: expected it to change images; all {count} came back as they were. This is plain fine-tuning.",
+            stacklevel=2,
+        )
     history: list[Epoch] = []
     config = TrainConfig(epochs=epochs, batch_size=batch_size, lr=lr, shift=0)
     repaired = copy.deepcopy(model).requires_grad_(True)
