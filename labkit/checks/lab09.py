@@ -1,7 +1,7 @@
-"""Lab 09, distil and connect: attention maps, NAD's loss, a point of a curve between models, and which point to take.
+"""Lab 09, distil and connect: attention maps, NAD's loss, a point between two models, and which point to take.
 
-attention_map -> nad_loss -> bezier_point -> choose_t: the two defences of the lab in the order they are built. Maps that
-differ in strength alone count as the same direction, so the scale is judged apart from the place.
+attention_map -> nad_loss -> bezier_point -> choose_t: the two defences of the lab in the order they are built. A map's
+place is judged apart from its scale.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ attention_map = Exercise(
         Criterion(
             0.2,
             same_shape,
-            "Look at the shape: one value for each position of each image. The channels disappear, (B, C, H, W) becomes "
-            "(B, H, W).",
+            "Look at the shape: one value for each position of each image. The channels disappear: (B, C, H, W) "
+            "becomes (B, H, W).",
         ),
         Criterion(
             0.3,
@@ -192,7 +192,7 @@ bezier_point = Exercise(
         Criterion(
             0.2,
             inputs_untouched,
-            "The point is right, but a model that was handed in has changed. Make new tensors: the ends are still needed.",
+            "The point is right, but a model that was handed in has changed. Make new tensors: it is needed again.",
         ),
     ),
 )
@@ -206,7 +206,7 @@ def _choose_t(grid: Sequence[float], accuracy: Tensor, max_drop: float) -> float
 
 
 def _choice_cases(seed: int) -> list[tuple]:
-    """Middle allowed; middle in a dip; only the best point allowed; all alike; two as near, one better; uneven grids."""
+    """Middle allowed; middle in a dip; the best point alone allowed; all alike; a tie for distance; uneven grids."""
     rng = generator(seed)
     tenths = [i / 10 for i in range(11)]
     level = torch.full((11,), 0.93) + 0.01 * torch.rand(11, generator=rng)
@@ -244,7 +244,7 @@ choose_t = Exercise(
         Criterion(
             0.3,
             lambda made: made.args[1][_index(made)] >= made.args[1].max() - made.args[2] - 1e-6,
-            "The point chosen costs too much: its accuracy may be at most max_drop below the best accuracy on the path.",
+            "The point chosen costs too much: its accuracy may lie at most max_drop below the best on the path.",
         ),
         Criterion(
             0.4,

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -154,6 +154,17 @@ def middlemost(grid: Sequence[float], accuracy: Tensor, max_drop: float) -> floa
     return grid[min(within, key=lambda i: (round(abs(grid[i] - 0.5), 6), -float(accuracy[i])))]
 
 
+def quicker(config: TrainConfig, curve: Curve) -> TrainConfig:
+    """The same training at the rate that moves the middle of the curve as fast as it would move a model.
+
+    With w = d phi(1/2) / d bend, the bend gets w times the middle's gradient, and the middle goes w times as far as
+    the bend: w^2 in all, 1/4 on a Bezier curve, 1 on a polygon.
+    """
+    zero, one = torch.zeros(()), torch.ones(())
+    w = float(curve(zero, one, zero, 0.5)) - float(curve(zero, zero, zero, 0.5))
+    return replace(config, lr=config.lr / w**2) if w else config
+
+
 def mode_connectivity(
     model: nn.Module,
     clean: ImageSet,
@@ -188,7 +199,7 @@ def mode_connectivity(
     check_ends(model, end)
     path = Path(model, end, curve, seed)
     history: list[Epoch] = []
-    train(path, fitted, config=config, seed=seed, callback=history.append, progress=progress)
+    train(path, fitted, config=quicker(config, curve), seed=seed, callback=history.append, progress=progress)
     accuracy = torch.tensor([evaluate(path.at(t, clean.images), held_out).clean_accuracy for t in grid])
     t = middlemost(grid, accuracy, max_drop)
     return ModeConnectivityResult(path.at(t, clean.images), tuple(history), path, t, grid, accuracy, max_drop, clean)

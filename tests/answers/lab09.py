@@ -320,7 +320,7 @@ WRONG = {
         (the_middle, "max_drop"),
         (index_of_the_choice, "not its index"),
         (least_accurate_allowed, "nearer"),
-        (drop_from_the_start, "best accuracy"),
+        (drop_from_the_start, "below the best"),
         (first_of_equals, "higher accuracy"),
         (furthest_from_the_start, "nearer"),
     ],
