@@ -8,13 +8,8 @@ from labkit.course.notebooks import read
 
 PROJECT = Path(__file__).parents[1]
 LABS = sorted((PROJECT / "labs").glob("[0-9][0-9]_*.ipynb"))
-EXPECTED_LABS = (
-    "00_tour",
-    "01_classifier",
-    "02_badnets",
-    "05_strip",
-    "09_distil_and_connect",
-)  # fewer is an error, more is welcome
+# Fewer is an error, more is welcome.
+EXPECTED_LABS = ("00_tour", "01_classifier", "02_badnets", "05_strip", "09_distil_and_connect")
 NAMES = sorted({*EXPECTED_LABS, *(path.stem for path in LABS)})
 
 SOLUTION = r'''def overlay(images, ghosts, opacity=0.5):
