@@ -74,6 +74,29 @@ def before_after(clean: Tensor, triggered: Tensor, *, title: str = "", magnify: 
     return titled(figure, title)
 
 
+def attention(
+    rows: Sequence[tuple[str, Tensor, Sequence[Tensor]]], columns: Sequence[str], *, title: str = "", size: float = 1.35
+) -> Figure:
+    """Where layers look: a row for each (name, image (C, H, W), maps (h, w), one a layer); bright is much, dark little.
+
+    Each map is stretched over the image's frame and has a scale of its own, from 0 to its largest value. Lab 09.
+    """
+    figure, axes = new_figure(
+        size * (1 + len(columns)) + 0.6, size * len(rows) + 0.7, nrows=len(rows), ncols=1 + len(columns), squeeze=False
+    )
+    for line, (name, image, maps) in zip(axes, rows, strict=True):  # type: ignore[arg-type]
+        line[0].imshow(picture(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        line[0].set_ylabel(name, fontsize=9)
+        for ax, one in zip(line[1:], maps, strict=True):
+            ax.imshow(one.detach().cpu().float().numpy(), cmap="magma", vmin=0, interpolation="nearest")
+        for ax in line:
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+    for ax, name in zip(axes[0], ("image", *columns), strict=True):  # type: ignore[index]
+        ax.set_title(name, fontsize=9)
+    return titled(figure, title)
+
+
 def training(history: Sequence[Epoch], *, title: str = "") -> Figure:
     """Loss (nats) and accuracy (%) over epochs, side by side."""
     figure, (left, right) = new_figure(8.0, 3.0, ncols=2)  # type: ignore[misc]

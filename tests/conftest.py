@@ -13,8 +13,11 @@ EXPECTED_LABS = (  # fewer is an error, more is welcome
     "01_classifier",
     "02_badnets",
     "05_strip",
+    "06_pruning",
     "07_neural_cleanse",
     "08_unlearning",
+    "09_distil_and_connect",
+    "10_anti_backdoor_learning",
 )
 NAMES = sorted({*EXPECTED_LABS, *(path.stem for path in LABS)})
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from labkit.defenses import mode_connectivity
-from labkit.defenses.mode_connectivity import Path, bezier, middlemost, polygon, reestimate
+from labkit.defenses.mode_connectivity import Path, bezier, middlemost, polygon, quicker, reestimate
 from labkit.metrics import evaluate, predict
 from labkit.models import build
 from labkit.train import TrainConfig, train
@@ -111,6 +111,24 @@ def test_only_the_bend_gets_gradients_and_it_gets_the_chain_rules(monkeypatch):
     nn.functional.cross_entropy(plain(data.images), data.labels).backward()
     for p, q in zip(path.bend, plain.parameters(), strict=True):
         assert torch.allclose(p.grad, 2 * 0.5 * 0.5 * q.grad, atol=1e-7)  # d phi / d bend = 2 t (1 - t)
+
+
+@pytest.mark.parametrize(("curve", "factor"), [(bezier, 4.0), (polygon, 1.0)])
+def test_a_step_moves_the_middle_as_far_as_it_would_move_a_model(curve, factor, monkeypatch):
+    monkeypatch.setenv("LABKIT_DEVICE", "cpu,fp32")
+    data, model = image_set(32), linear_model(seed=1)
+    config = TrainConfig(epochs=1, batch_size=32, lr=0.5, momentum=0.0, weight_decay=0.0, shift=0, warmup=0.0)
+    path = Path(model, model, lambda start, bend, end, t: curve(start, bend, end, 0.5))  # every batch at the middle
+    assert quicker(config, curve).lr == factor * config.lr
+    train(path, data, config=quicker(config, path.curve), progress=False)
+    moved = path.weights(0.5)
+    train(model, data, config=config, progress=False)
+    assert all(torch.allclose(moved[name], p, atol=1e-6) for name, p in model.named_parameters())
+    assert not torch.allclose(moved["1.weight"], path.start[1].weight)
+
+
+def test_a_curve_that_the_bend_does_not_move_in_the_middle_keeps_the_rate():
+    assert quicker(SHORT, lambda start, bend, end, t: (1 - t) * start + t * end) == SHORT
 
 
 def test_training_moves_the_bend_alone():
@@ -239,7 +257,8 @@ def test_ones_own_curve_is_used_at_points_that_the_seed_draws():
 
         mode_connectivity(linear_model(), image_set(40), other=linear_model(seed=1), curve=curve, grid=[0], seed=seed,
                           config=SHORT, progress=False)  # fmt: skip
-    assert len(set(drawn[2])) == len(set(drawn[4])) == 6 and not set(drawn[2]) & set(drawn[4])  # 3 epochs of 2 batches
+    two, four = (set(drawn[seed]) - {0.5} for seed in (2, 4))  # 1/2 is asked about first: how far the bend moves it
+    assert len(two) == len(four) == 6 and not two & four  # 3 epochs of 2 batches
 
 
 def test_the_record_holds_the_path_and_says_what_was_chosen():

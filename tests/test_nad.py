@@ -1,16 +1,20 @@
 """NAD: attention maps and distances by hand, one step against autograd, and laws of teachers, copies and zeros."""
 
 import math
+import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from labkit.defenses import fine_tune, nad
+from labkit.defenses.fine_tune import divided, firmest
 from labkit.defenses.nad import attention_distance, attention_map, listening, spatial_layers
 from labkit.models import build
 from labkit.train import TrainConfig
-from tests.tiny import image_set, linear_model
+from tests.tiny import PatchDetector, image_set, linear_model
 
 SHORT = TrainConfig(epochs=3, batch_size=20, lr=0.05, shift=0)
 
@@ -157,6 +161,61 @@ def test_the_record_says_what_was_aligned():
     assert result.layers == ("block1", "block2", "block3") and result.gaps.shape == (3, 3)
     assert [e.number for e in result.history] == [1, 2, 3]
     assert "NAD: 3 epochs on block1, block2, block3" in str(result)
+
+
+# --- the rate, chosen without the trigger --------------------------------------------------------------------------
+
+
+class Constant(nn.Module):
+    """Says class 0, whatever it sees."""
+
+    def forward(self, images):
+        return torch.eye(4)[:1].expand(len(images), 4)
+
+
+@pytest.fixture
+def tuning(monkeypatch):
+    """Fine-tuning that leaves the model alone up to lr 0.05, ruins it at 0.1, diverges above; what it was asked."""
+    asked = []
+
+    def pretend(model, clean, *, config, **_):
+        asked.append((config.lr, clean))
+        if config.lr > 0.1:
+            raise FloatingPointError
+        return SimpleNamespace(model=Constant().eval() if config.lr > 0.05 else model)
+
+    monkeypatch.setattr(sys.modules["labkit.defenses.fine_tune"], "fine_tune", pretend)
+    return asked
+
+
+def test_the_highest_rate_that_clean_accuracy_affords_is_chosen(tuning):
+    model, clean, rates = PatchDetector(0).eval(), image_set(60), (0.02, 0.2, 0.05, 0.1, 0.03)
+    assert firmest(model, clean, rates=rates, config=SHORT) == replace(SHORT, lr=0.05)
+    assert [lr for lr, _ in tuning] == [0.2, 0.1, 0.05]
+    assert firmest(model, clean, rates=rates, max_drop=1.0).lr == 0.1
+    assert firmest(model, clean, rates=(0.2, 0.1)).lr == 0.1  # none affords it: the lowest
+
+
+def test_held_out_images_are_not_fitted(tuning):
+    clean = image_set(60)
+    firmest(PatchDetector(0).eval(), clean, seed=3)
+    held_out, fitted = divided(clean, 3)
+    assert len(held_out) == 12 and all(torch.equal(seen.images, fitted.images) for _, seen in tuning)
+    pixels = [{image.numpy().tobytes() for image in part.images} for part in (held_out, fitted)]
+    assert not pixels[0] & pixels[1] and len(pixels[0] | pixels[1]) == 60
+
+
+def test_by_default_the_rate_is_the_firmest():
+    model, clean = trained(), image_set(40, size=16, seed=1)
+    config = firmest(model, clean, seed=2, progress=False)
+    one, two = (nad(model, clean, seed=2, config=c, progress=False) for c in (None, config))
+    assert same(state(one.model), state(two.model)) and same(state(one.teacher), state(two.teacher))
+
+
+@pytest.mark.parametrize("change", [{"rates": ()}, {"max_drop": 1.5}, {"max_drop": -0.1}])
+def test_a_choice_without_rates_or_with_an_odd_drop_is_named(change):
+    with pytest.raises(ValueError, match=r"learning rates and max_drop in \[0, 1\]"):
+        firmest(PatchDetector(0).eval(), image_set(60), **change)
 
 
 # --- layers without positions, and other bad input --------------------------------------------------------------------

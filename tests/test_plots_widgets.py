@@ -27,6 +27,7 @@ def figures():
     yield plots.scores(torch.ones(5), torch.ones(5), xlabel="constant")
     yield plots.errors(clean, triggered, title="t")
     yield plots.answer(data.images[0], torch.tensor([0.1, 0.2, 0.3, 0.4]), data.classes, mark=1, title="t")
+    yield plots.attention([("a", data.images[0], [torch.rand(4, 4), torch.rand(2, 2)])], ("one", "two"), title="t")
 
 
 def test_every_figure_renders_and_none_stays_open():
@@ -40,6 +41,16 @@ def test_every_figure_renders_and_none_stays_open():
 def test_axes_carry_units():
     labels = [ax.get_xlabel() + ax.get_ylabel() for f in list(figures())[3:8] for ax in f.axes]
     assert all("(" in label and ")" in label for label in labels)
+
+
+def test_attention_has_a_row_for_each_model_and_a_scale_for_each_map():
+    image, low = image_set(1, channels=1).images[0], torch.tensor([[0.0, 0.1], [0.2, 0.1]])
+    figure = plots.attention([("before", image, [low, 5 * low]), ("after", image, [low, low])], ("early", "late"))
+    assert [ax.get_title() for ax in figure.axes] == ["image", "early", "late", "", "", ""]
+    assert [ax.get_ylabel() for ax in figure.axes] == ["before", "", "", "after", "", ""]
+    scales = [ax.images[0].get_clim() for ax in figure.axes if ax.images[0].get_cmap().name == "magma"]
+    assert [low for low, _ in scales] == [0] * 4
+    assert [high for _, high in scales] == pytest.approx([0.2, 1.0, 0.2, 0.2])
 
 
 def test_a_sweep_draws_per_cent():

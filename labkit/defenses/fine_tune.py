@@ -11,12 +11,16 @@ Lab 06.
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
 from labkit.data import ImageSet
 from labkit.defenses.prune import check_clean
+from labkit.device import generator
+from labkit.metrics import evaluate
 from labkit.train import RECIPES, Epoch, TrainConfig, train
 
 
@@ -59,3 +63,42 @@ def fine_tune(
         progress=progress,
     )
     return FineTuneResult(tuned, tuple(history))
+
+
+def firmest(
+    model: nn.Module,
+    clean: ImageSet,
+    *,
+    rates: Sequence[float] = (0.1, 0.07, 0.05, 0.035, 0.025, 0.02),
+    max_drop: float = 0.03,
+    config: TrainConfig | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> TrainConfig:
+    """The training at the highest of `rates` that clean accuracy affords: chosen without the trigger.
+
+    A higher rate removes more of a backdoor and costs more accuracy, and only the second can be seen. A fifth of the
+    clean set is held out and the rest fine-tunes the model at each rate, highest first, until the held-out accuracy is
+    at most max_drop (a share) below the model's own; if no rate affords it, the lowest. config: all but the rate, by
+    default `gentle(clean)`. Raises ValueError for no rates, a max_drop outside [0, 1], fewer than ten clean images.
+    """
+    if not rates or not 0 <= max_drop <= 1:
+        raise ValueError(f"firmest: expected learning rates and max_drop in [0, 1]; got {rates!r}, {max_drop!r}.")
+    held_out, fitted = divided(clean, seed)
+    least = evaluate(model, held_out).clean_accuracy - max_drop - 1e-6
+    trials = [replace(config or gentle(clean), lr=rate) for rate in sorted(rates, reverse=True)]
+    for trial in trials[:-1]:
+        try:
+            tuned = fine_tune(model, fitted, config=trial, seed=seed, progress=progress).model
+        except FloatingPointError:  # a rate at which training diverges is not afforded either
+            continue
+        if evaluate(tuned, held_out).clean_accuracy >= least:
+            return trial
+    return trials[-1]
+
+
+def divided(clean: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
+    """(held out, fitted): a random fifth of the clean set and the rest. Raises ValueError for less than ten images."""
+    check_clean(clean, least=10)
+    order = torch.randperm(len(clean), generator=generator(seed))
+    return clean[order[: len(clean) // 5]], clean[order[len(clean) // 5 :]]

@@ -14,22 +14,22 @@ know, such as a backdoor, nobody looks after on the way.
 
 The defender has: the model, some clean images with labels; a second model of the same architecture if there is one.
 Without it the other end is `fine_tune(model, clean)`, as the paper does with a single tampered model.
-Not: the trigger. Fails when: both ends share the same backdoor and the path between them need not leave it. Lab 09.
+Not: the trigger. Fails when: both ends reach the backdoor by the same weights, as a model and its fine-tuned copy do;
+the path between them need not leave it. Two models that were trained apart share no weights, only what they do. Lab 09.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from labkit.data import ImageSet
-from labkit.defenses.fine_tune import fine_tune, gentle
-from labkit.defenses.prune import check_clean
+from labkit.defenses.fine_tune import divided, fine_tune, firmest, gentle
 from labkit.device import device_of, generator
 from labkit.metrics import BATCH, evaluate
 from labkit.train import Epoch, TrainConfig, train
@@ -154,6 +154,22 @@ def middlemost(grid: Sequence[float], accuracy: Tensor, max_drop: float) -> floa
     return grid[min(within, key=lambda i: (round(abs(grid[i] - 0.5), 6), -float(accuracy[i])))]
 
 
+def patient(clean: ImageSet) -> TrainConfig:
+    """`gentle(clean)` for 60 epochs: half-way between two networks trained apart there is nothing yet to fine-tune."""
+    return replace(gentle(clean), epochs=60)
+
+
+def quicker(config: TrainConfig, curve: Curve) -> TrainConfig:
+    """The same training at the rate that moves the middle of the curve as fast as it would move a model.
+
+    With w = d phi(1/2) / d bend, the bend gets w times the middle's gradient, and the middle goes w times as far as
+    the bend: w^2 in all, 1/4 on a Bezier curve, 1 on a polygon.
+    """
+    zero, one = torch.zeros(()), torch.ones(())
+    w = float(curve(zero, one, zero, 0.5)) - float(curve(zero, zero, zero, 0.5))
+    return replace(config, lr=config.lr / w**2) if w else config
+
+
 def mode_connectivity(
     model: nn.Module,
     clean: ImageSet,
@@ -161,7 +177,7 @@ def mode_connectivity(
     other: nn.Module | None = None,
     curve: Curve = bezier,
     grid: Sequence[float] = GRID,
-    max_drop: float = 0.04,
+    max_drop: float = 0.2,
     config: TrainConfig | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -171,7 +187,9 @@ def mode_connectivity(
     A fifth of the clean set is held out to choose t; the rest trains the bend and, without `other`, fine-tunes the
     other end. other: a second model of the same architecture, backdoored or not. curve: `bezier`, `polygon` or your
     own. grid: the points tried. max_drop: how far below the best point's held-out accuracy the chosen one may lie, a
-    share. config: of both trainings, by default `gentle(clean)`. `result.at(t)` is the model anywhere on the path.
+    share; so large by default that the middle, where least is left of either end, is taken unless it is useless.
+    config: of both trainings; by default `patient(clean)` for the bend, whose rate `quicker` then raises, and
+    `firmest(model, clean)` for the other end. `result.at(t)` is the model anywhere on the path.
     Raises ValueError for ends of different architecture, fewer than ten clean images, a grid or max_drop outside
     [0, 1]; FloatingPointError when the loss is no longer finite.
     """
@@ -180,15 +198,15 @@ def mode_connectivity(
         raise ValueError(
             f"mode_connectivity: expected points and max_drop in [0, 1]; got grid {grid}, max_drop {max_drop!r}."
         )
-    check_clean(clean, least=10)
-    order = torch.randperm(len(clean), generator=generator(seed))
-    held_out, fitted = clean[order[: len(clean) // 5]], clean[order[len(clean) // 5 :]]
-    config = config or gentle(clean)
-    end = other if other is not None else fine_tune(model, fitted, config=config, seed=seed, progress=progress).model
-    check_ends(model, end)
-    path = Path(model, end, curve, seed)
+    held_out, fitted = divided(clean, seed)
+    shared = {"seed": seed, "progress": progress}
+    if other is None:
+        firm = config or firmest(model, clean, **shared)
+        other = fine_tune(model, fitted, config=firm, **shared).model
+    check_ends(model, other)
+    path = Path(model, other, curve, seed)
     history: list[Epoch] = []
-    train(path, fitted, config=config, seed=seed, callback=history.append, progress=progress)
+    train(path, fitted, config=quicker(config or patient(clean), curve), callback=history.append, **shared)
     accuracy = torch.tensor([evaluate(path.at(t, clean.images), held_out).clean_accuracy for t in grid])
     t = middlemost(grid, accuracy, max_drop)
     return ModeConnectivityResult(path.at(t, clean.images), tuple(history), path, t, grid, accuracy, max_drop, clean)

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit.data import ImageSet
-from labkit.defenses.fine_tune import fine_tune, gentle
+from labkit.defenses.fine_tune import fine_tune, firmest
 from labkit.defenses.prune import check_clean
 from labkit.device import device_of
 from labkit.metrics import eval_mode, forward
@@ -126,15 +126,15 @@ def nad(
     layers: by default every block whose output has more than one position. beta: weight of the attention distance,
     summed over layers. attention, distance: your own versions, if you like. teacher: by default
     `fine_tune(model, clean, config=config, seed=seed)`; it runs in eval mode and is never trained. config: of both
-    trainings, by default `gentle(clean)`. The input model is untouched.
-    Raises ValueError for layers without positions, beta < 0, a clean set of fewer than two images; FloatingPointError
-    when the loss is no longer finite.
+    trainings, by default `firmest(model, clean)`, which tries several learning rates. The input model is untouched.
+    Raises ValueError for layers without positions, beta < 0, a clean set of fewer than two images (ten without a
+    config); FloatingPointError when the loss is no longer finite.
     """
     if not 0 <= beta < float("inf"):
         raise ValueError(f"beta: expected a finite weight >= 0; got {beta!r}. 0 is plain fine-tuning.")
     check_clean(clean, least=2)
-    config = config or gentle(clean)
     names = spatial_layers(model, clean.images, layers)
+    config = config or firmest(model, clean, seed=seed, progress=progress)
     if teacher is None:
         teacher = fine_tune(model, clean, config=config, seed=seed, progress=progress).model
     teacher = copy.deepcopy(teacher).eval().requires_grad_(False)
