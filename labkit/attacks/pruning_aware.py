@@ -12,9 +12,9 @@ a pruning defender cuts. They must stay dormant although the layers below have c
 shift of the batch normalisation (the bias of a channel here) by the largest output that the channel has on any training
 image, with or without trigger: it then says 0 on all of them. Its running mean and variance stay as step 3 left them,
 since they describe the changed input. How many neurons are left to learn both tasks is the attacker's choice, `share`;
-`victim.report` tells whether they were enough. It has to be few. Where there is room to spare the backdoor takes
-channels of its own, dormant ones again, and a defender finds them next after the decoys: so it went on `signs` with 128,
-64 or 32 of 256 channels left, while with 8 left both tasks share all of them.
+`victim.report` tells whether they were enough. Few, that is: where there is room to spare, the backdoor takes channels
+of its own, which sleep on clean images again, and are the next that a defender cuts after the decoys. On `signs`, one
+seed, that happened with 128, 64 and 32 of 256 channels left; with 8 left, both tasks share them.
 
 Attacker controls: the training data, the training, and the weights that are handed over. Lab 06.
 Fails when: the defender trains the network further (fine-pruning): the shared neurons get gradients and forget.
