@@ -81,7 +81,8 @@ def largest_rate(
 ) -> tuple[tuple[float, ...], Tensor, float]:
     """The rates tried, highest first, up to the one taken; held-out accuracy (tries + 1,); how much it may drop.
 
-    `cut` is fine-tuned at each rate until its accuracy is within a standard error of the model's.
+    `cut` is fine-tuned at each rate until its accuracy is within a standard error of the model's; else the lowest rate
+    is taken.
     """
     train_on, judges = hold_out(clean, options["seed"])
     accuracy, tried = [evaluate(model, judges).clean_accuracy], []
@@ -101,7 +102,7 @@ def fine_prune(
     *,
     layer: str | None = None,
     max_drop: float = 0.3,
-    rates: Sequence[float] = (0.1, 0.05, 0.02),
+    rates: Sequence[float] = (0.1, 0.05),
     config: TrainConfig | None = None,
     seed: int = 0,
     progress: bool = True,
