@@ -6,7 +6,7 @@ stay apart for colour-blind readers, and line styles differ as well.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import torch
@@ -109,13 +109,22 @@ def training(history: Sequence[Epoch], *, title: str = "") -> Figure:
 
 
 def sweep(
-    x: Sequence[float], series: dict[str, Sequence[float]], *, xlabel: str, title: str = "", log: bool = False
+    x: Sequence[float],
+    series: Mapping[str, Sequence[float] | Tensor],
+    *,
+    xlabel: str,
+    title: str = "",
+    log: bool = False,
 ) -> Figure:
-    """Shares in [0, 1] over a knob, drawn in %: series is {"CA": [...], "ASR": [...]}, one value for each x."""
+    """Shares in [0, 1] over a knob, drawn in %: series is {"CA": [...], "ASR": [...]}, one value for each x.
+
+    Each point gets a mark, unless there are more than 40.
+    """
     figure, ax = new_figure()
     colours = {"CA": CLEAN, "ASR": TRIGGERED, "RA": NEUTRAL, "FRR": CLEAN, "FAR": TRIGGERED}
-    for (name, values), mark in zip(series.items(), ("o-", "s--", "^:", "D-."), strict=False):
-        ax.plot(x, [100 * v for v in values], mark, label=name, color=colours.get(name))
+    marks = ("o-", "s--", "^:", "D-.") if len(x) <= 40 else ("-", "--", ":", "-.")
+    for (name, values), mark in zip(series.items(), marks, strict=False):
+        ax.plot(x, [100 * float(v) for v in values], mark, label=name, color=colours.get(name))
     if log:
         ax.set_xscale("log")
         ax.set_xticks(list(x), [f"{v:g}" for v in x])

@@ -1,7 +1,7 @@
 """Sliders over a figure; where no kernel runs (the website, a preview), the same figure stands still.
 
 An `Explorer` draws with a function of its controls. Its display holds both forms, the live widget and a PNG of the
-opening figure, and whoever shows the notebook takes the one it can. Labs 02 and 05.
+opening figure, and whoever shows the notebook takes the one it can. Labs 02, 05 and 06.
 """
 
 from __future__ import annotations
@@ -99,3 +99,24 @@ def strip_explorer(clean: Tensor, triggered: Tensor, threshold: float) -> Explor
         overlays=_slider("overlays", clean.shape[1], 1, clean.shape[1], 1),
         threshold=_slider("threshold (bits)", float(threshold), 0.0, max(top, threshold), 0.01),
     )
+
+
+def pruning_explorer(victims: dict[str, dict[str, Tensor]]) -> Explorer:
+    """Choose a victim and a number of silenced channels; see CA, ASR and RA there. Lab 06.
+
+    victims: for each name its curves {"CA": (C + 1,), "ASR": ..., "RA": ...}, shares, as `pruning_curve` draws them.
+    """
+    most = min(len(curve) for curves in victims.values() for curve in curves.values()) - 1
+
+    def draw(victim: str, silenced: int) -> Figure:
+        curves = {name: curve.tolist() for name, curve in victims[victim].items()}
+        there = ", ".join(f"{name} {curve[silenced]:.1%}" for name, curve in curves.items())
+        title = f"{victim}, {silenced} of {most} channels silenced: {there}"
+        figure = plots.sweep(
+            range(most + 1), victims[victim], xlabel="silenced channels, least active first", title=title
+        )
+        figure.axes[0].axvline(silenced, color="black", linestyle="--", linewidth=1)
+        return figure
+
+    names = ipywidgets.Dropdown(options=list(victims), description="victim", style={"description_width": "9em"})
+    return Explorer(draw, victim=names, silenced=_slider("silenced channels", most // 2, 0, most, 1))

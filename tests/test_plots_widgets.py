@@ -80,10 +80,34 @@ def test_the_strip_explorer_shows_frr_and_far_of_its_sliders():
     assert f"FRR {found.frr:.1%}, FAR {found.far:.1%}" in title
 
 
-@pytest.mark.parametrize("kind", ["trigger", "strip"])
+def curves(start: float) -> dict[str, torch.Tensor]:
+    return {name: torch.linspace(start, end, 5) for name, end in (("CA", 0.25), ("ASR", 0.0))}
+
+
+def test_the_pruning_explorer_shows_the_chosen_victims_curves_at_its_slider():
+    made = widgets.pruning_explorer({"ordinary": curves(1.0), "aware": curves(0.5)})
+    assert made.controls["silenced"].max == 4 and made.controls["silenced"].value == 2
+    first = made.png
+    made.controls["silenced"].value = 4
+    second = made.png
+    made.controls["victim"].value = "aware"
+    assert len({first, second, made.png}) == 3
+    figure = made.draw(victim="aware", silenced=2)
+    assert "aware, 2 of 4 channels silenced: CA 37.5%, ASR 25.0%" in figure._suptitle.get_text()
+    assert list(figure.axes[0].lines[-1].get_xdata()) == [2, 2]  # where the dashed line stands
+
+
+def test_long_sweeps_have_no_marks():
+    marks = [plots.sweep(range(n), {"CA": [0.5] * n}, xlabel="x").axes[0].lines[0].get_marker() for n in (40, 41)]
+    assert marks == ["o", "None"]
+
+
+@pytest.mark.parametrize("kind", ["trigger", "strip", "pruning"])
 def test_the_display_holds_the_widget_and_a_still_picture(kind):
     if kind == "trigger":
         made = widgets.trigger_explorer(PatchDetector().eval(), image_set(4), 0)
+    elif kind == "pruning":
+        made = widgets.pruning_explorer({"ordinary": curves(1.0)})
     else:
         made = widgets.strip_explorer(torch.rand(9, 4) + 1, torch.rand(9, 4), 1.0)
     bundle = made._repr_mimebundle_()

@@ -1,6 +1,6 @@
 """Fine-tuning: does a little more training, on clean images only, make the network forget its backdoor?
 
-Liu, Dolan-Gavitt and Garg 2018, "Fine-Pruning", Section 3.3 (the lecture's comparison). Start from the given weights,
+Liu, Dolan-Gavitt and Garg 2018, "Fine-Pruning" (the lecture's comparison). Start from the given weights,
 not from random ones, and train on the defender's clean images at a low learning rate.
 
 The defender has: the model, some clean images with labels. Not: the trigger. Fails when: the backdoor lives in neurons

@@ -1,7 +1,7 @@
 """Pruning: can the backdoor be cut out with the neurons that clean images don't use?
 
-Liu, Dolan-Gavitt and Garg 2018, "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks", Section
-3.1. A backdoor needs neurons that fire for the trigger. If they sleep on clean images, then cutting the least active
+Liu, Dolan-Gavitt and Garg 2018, "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks". A
+backdoor needs neurons that fire for the trigger. If they sleep on clean images, then cutting the least active
 neurons cuts the backdoor first and the network's real work last.
 
     activity         mean activation of each channel of one layer on clean images
