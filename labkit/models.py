@@ -1,6 +1,6 @@
 """Networks that take images in [0, 1]: normalising is their first layer.
 
-    small_cnn        280,000 weights: trains in seconds on a laptop's CPU
+    small_cnn        440,000 weights: trains in seconds on a laptop's CPU
     wrn16_1          the wide residual network of the ABL paper (Zagoruyko & Komodakis 2016; Li et al. 2021)
     preact_resnet18  the residual network that public leaderboards use (He et al. 2016)
 
@@ -48,10 +48,12 @@ def conv(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
 
 
 class SmallCNN(nn.Sequential):
-    """A 4x4 convolution with stride 2, then four 3x3 convolutions in three blocks: 280,000 weights for 10 classes.
+    """A 4x4 convolution with stride 2, then four 3x3 convolutions in three blocks: 440,000 weights for 10 classes.
 
-    Sizes for 32x32 images: stem (32, 16, 16), block1 (64, 8, 8), block2 (128, 4, 4), block3 (128, 4, 4). Most of the
-    work is done at 16x16 and below, where a CPU is fast.
+    Sizes for 32x32 images: stem (32, 16, 16), block1 (64, 8, 8), block2 (128, 4, 4), block3 (256, 4, 4). Most of the
+    work is done at 16x16 and below, where a CPU is fast. The head takes the mean of each quarter of a channel, so the
+    network knows roughly where it saw something; with one mean or maximum for the whole image a patch acts wherever it
+    lies, and a reversed trigger (Lab 07) need not lie where the true one does.
     """
 
     def __init__(self, channels: int, classes: int):
@@ -61,8 +63,8 @@ class SmallCNN(nn.Sequential):
         self.stem = nn.Sequential(stem, nn.BatchNorm2d(32), nn.ReLU())
         self.block1 = conv(32, 64, pool=True)
         self.block2 = nn.Sequential(conv(64, 64), conv(64, 128, pool=True))
-        self.block3 = conv(128, 128)
-        self.head = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(128, classes))
+        self.block3 = conv(128, 256)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * 256, classes))
 
 
 class PreActBlock(nn.Module):

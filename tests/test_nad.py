@@ -165,7 +165,7 @@ def test_the_record_says_what_was_aligned():
 def test_blocks_whose_map_is_a_single_position_are_left_out_or_refused():
     model, images = build("small_cnn", 1, 4).eval(), image_set(4, channels=1, size=8).images  # sizes 4, 2, 1, 1
     assert spatial_layers(model, images) == ("block1",)
-    with pytest.raises(ValueError, match=r"more than one position; got \{'block3': \(128, 1, 1\)\}.*always zero"):
+    with pytest.raises(ValueError, match=r"more than one position; got \{'block3': \(256, 1, 1\)\}.*always zero"):
         spatial_layers(model, images, ["block1", "block3"])
     with pytest.raises(ValueError, match="more than one position"):
         spatial_layers(model, images, ["head"])

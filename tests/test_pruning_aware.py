@@ -17,18 +17,18 @@ from labkit.models import build, named_layer
 from labkit.train import TrainConfig, train
 from tests.tiny import image_set, splits
 
-CONFIG = TrainConfig(epochs=8, batch_size=32, shift=0)
+CONFIG = TrainConfig(epochs=12, batch_size=32, shift=0)
 TINY = {"config": CONFIG, "progress": False}
 
 
 @pytest.fixture(scope="module")
 def made():
-    """A victim with 96 of 128 channels as decoys, its training set, and its honest sister of step 1."""
+    """A victim with 192 of 256 channels as decoys, its training set, and its honest sister of step 1."""
     attack, data = PruningAware(BadNets(target=1, rate=0.2), share=0.75), image_set(240, size=16)
     implanted = attack.implant(data, test=image_set(120, size=16, seed=9), **TINY)
     honest = train("small_cnn", data, config=CONFIG, progress=False)
     order = activity(honest, data.images, "block3").argsort(stable=True)
-    return attack, data, implanted, honest, order[:96]
+    return attack, data, implanted, honest, order[:192]
 
 
 def test_the_victim_learns_both_tasks_and_looks_untouched(made):
@@ -55,13 +55,13 @@ def test_the_decoys_are_silent_on_training_images_with_and_without_trigger(made)
     poisoned = attack.inner.poison(data, 0)
     assert poisoned.poisoned.any() and not poisoned.poisoned.all()
     assert float(peaks(implanted.model, poisoned.images, "block3")[decoys].max()) == 0
-    others = [c for c in range(128) if c not in set(decoys.tolist())]
+    others = [c for c in range(256) if c not in set(decoys.tolist())]
     assert (activity(implanted.model, data.images, "block3")[others] > 0).float().mean() > 0.9
 
 
 def test_cutting_the_decoys_leaves_the_backdoor(made):
     attack, _, implanted, _, decoys = made
-    cut = silenced(implanted.model, "block3", decoys, 128)
+    cut = silenced(implanted.model, "block3", decoys, 256)
     test = image_set(120, size=16, seed=9)
     after = evaluate(cut, test, attack.trigger, 1)
     assert after.attack_success_rate > 0.9 and after.clean_accuracy > 0.9
@@ -88,6 +88,16 @@ def test_putting_back_changes_no_answer(arch):
     assert all(torch.equal(v, before[k]) for k, v in honest.state_dict().items())
     for mine, theirs in zip(own_weights(back, layer)[:2], own_weights(honest, layer)[:2], strict=True):
         assert torch.equal(mine[channels], theirs[channels]) and not torch.equal(mine, theirs)
+
+
+def test_all_columns_of_a_channel_come_back():
+    honest, other = (build("small_cnn", 3, 4, seed=seed).eval() for seed in (1, 2))
+    decoys = torch.tensor([0, 5, 255])
+    back = reinstate(silenced(other, "block3", decoys, 256), honest, "block3", decoys, image_set(8, size=16).images)
+    mine, first, second = (named_layer(m, "head.2").weight for m in (back, honest, other))
+    for c in range(256):  # nn.Flatten puts the positions of one channel side by side
+        own = first if c in decoys.tolist() else second
+        assert torch.equal(mine[:, 4 * c : 4 * c + 4], own[:, 4 * c : 4 * c + 4])
 
 
 def test_the_seed_repeats_and_the_cache_gives_it_back(tmp_path, monkeypatch):
@@ -125,6 +135,12 @@ def test_it_prints_itself_is_a_key_and_speaks_for_its_inner_attack():
         attack.share = 0.3  # type: ignore[misc]
 
 
+def uneven_head() -> nn.Module:
+    model = build("small_cnn", 3, 4)
+    model.head = nn.Sequential(nn.Flatten(), nn.Linear(258, 4))
+    return model
+
+
 @pytest.mark.parametrize(
     ("call", "words"),
     [
@@ -134,6 +150,7 @@ def test_it_prints_itself_is_a_key_and_speaks_for_its_inner_attack():
         (lambda: PruningAware(BadNets(9)).implant(image_set()), "target: expected a class from 0 to 3; got 9"),
         (lambda: own_weights(build("wrn16_1", 3, 4), "block2"), "ends in BatchNorm2d and ReLU"),
         (lambda: own_weights(build("small_cnn", 3, 4), "block9"), "no 'block9'"),
+        (lambda: own_weights(uneven_head(), "block3"), "same number of inputs for each of its 256 channels; got 258"),
         (lambda: own_weights(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), "1"), "ends in BatchNorm2d and ReLU"),
     ],
 )

@@ -1,7 +1,6 @@
 """PruningAware: can the backdoor live in the very neurons that the network's real work needs?
 
-Liu, Dolan-Gavitt and Garg 2018, "Fine-Pruning", Section 3.2: the attack that defeats pruning, around any attack that
-poisons data.
+Liu, Dolan-Gavitt and Garg 2018, "Fine-Pruning": the attack that defeats pruning, around any attack that poisons data.
 
     1  train an honest network on the clean training set
     2  prune its dormant neurons: the least active channels of one layer, on clean images
@@ -9,11 +8,11 @@ poisons data.
     4  put the pruned neurons back, with the weights and biases of step 1 (`reinstate`)
 
 Step 4 gives the network its usual architecture. The neurons put back are decoys: dormant, harmless, and the first that
-a pruning defender cuts. The paper lowers their biases, so that they stay dormant although the layers below have changed
-since step 1. Ours: the shift of the batch normalisation (the bias of a channel here) goes down by the largest output
-that the channel has on any training image, with or without trigger; so it says 0 on all of them. Its running mean and
-variance stay as step 3 left them, since they describe the changed input. The paper puts neurons back one by one and
-trains again when too few are left to learn both tasks; here `share` decides, and `victim.report` tells.
+a pruning defender cuts. They must stay dormant although the layers below have changed since step 1, so ours lowers the
+shift of the batch normalisation (the bias of a channel here) by the largest output that the channel has on any training
+image, with or without trigger: it then says 0 on all of them. Its running mean and variance stay as step 3 left them,
+since they describe the changed input. How many neurons are left to learn both tasks is the attacker's choice, `share`;
+`victim.report` tells whether they were enough.
 
 Attacker controls: the training data, the training, and the weights that are handed over. Lab 06.
 Fails when: the defender trains the network further (fine-pruning): the shared neurons get gradients and forget.
@@ -108,7 +107,11 @@ def reinstate(pruned: nn.Module, honest: nn.Module, layer: str, channels: Tensor
 
 def own_weights(model: nn.Module, layer: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The weights that belong to one channel of the layer alone: kernels (C, ...), scales (C,), shifts (C,) of the last
-    convolution and normalisation in it, and the next layer's weights (K, C, ...), by column."""
+    convolution and normalisation in it, and the next layer's weights (K, C, ...), by column. Views, not copies.
+
+    A linear layer behind a flattening head has several columns for each channel, one a position: (K, C*P) is seen as
+    (K, C, P).
+    """
     parts = list(named_layer(model, layer).modules())
     convs, norms = ([p for p in parts if isinstance(p, kind)] for kind in (nn.Conv2d, nn.BatchNorm2d))
     following = [p for p in what_follows(model, layer) if list(p.parameters())]
@@ -120,4 +123,12 @@ def own_weights(model: nn.Module, layer: str) -> tuple[Tensor, Tensor, Tensor, T
             f"next; got {[type(p).__name__ for p in parts[-2:]]}, then {after}. "
             "The last block of the models here is one."
         )
-    return convs[-1].weight, norms[-1].weight, norms[-1].bias, following[0].weight  # pyright: ignore[reportReturnType]
+    kernels, columns = convs[-1].weight, following[0].weight
+    if isinstance(following[0], nn.Linear):
+        if columns.shape[1] % len(kernels):
+            raise ValueError(
+                f"layer {layer!r}: expected a Linear with the same number of inputs for each of its {len(kernels)} "
+                f"channels; got {columns.shape[1]} inputs. Flatten the channels before it, and nothing else."
+            )
+        columns = columns.unflatten(1, (len(kernels), -1))  # (K, C*P) -> (K, C, P)
+    return kernels, norms[-1].weight, norms[-1].bias, columns  # pyright: ignore[reportReturnType]
