@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from labkit import TrainConfig, evaluate, train
+from labkit import ImageSet, TrainConfig, evaluate, train
 from labkit.attacks import BadNets
 from labkit.defenses import abl
-from labkit.defenses.abl import descend_and_ascend, one_class, set_apart
+from labkit.defenses.abl import balance, descend_and_ascend, one_class, set_apart
 from labkit.defenses.isolate import early_losses, flooding, image_losses, local_gradient_ascent, lowest
 from labkit.models import build
 from tests.tiny import image_set, linear_model
@@ -156,13 +156,25 @@ def test_the_objective_descends_on_the_rest_and_ascends_on_the_isolated():
     assert torch.allclose(gradient(descend_and_ascend(3, 2.0), marked), signs * rows_of_cross_entropy() / 4, atol=1e-6)
 
 
-def test_above_the_ceiling_an_isolated_image_is_let_alone():
-    marked = LABELS + torch.tensor([0, 3, 0, 3])
-    assert 1.4 < float(F.cross_entropy(LOGITS[3:], LABELS[3:])) < 1.5 < float(F.cross_entropy(LOGITS[1:2], LABELS[1:2]))
-    pushed = gradient(descend_and_ascend(3, ceiling=1.5), marked).abs().sum(1)
-    assert pushed[1] == 0 and (pushed[[0, 2, 3]] > 0).all()
+@pytest.mark.parametrize("mark", [0, 3])
+def test_an_image_above_the_ceiling_is_let_alone(mark):
+    each = F.cross_entropy(LOGITS, LABELS, reduction="none")
+    assert (each > 1.0).tolist() == [False, True, False, True]
+    pushed = gradient(descend_and_ascend(3, 1.0, ceiling=1.0), LABELS + mark).abs().sum(1)
+    assert (pushed > 0).tolist() == [True, False, True, False]
+
+
+def test_the_objective_is_bounded_below():
     far = torch.tensor([[-1e4, 0.0, 0.0]])
-    assert float(descend_and_ascend(3)(far, torch.tensor([3]))) == -5.0  # bounded below, so no run can diverge
+    assert float(descend_and_ascend(3, 2.0)(far, torch.tensor([3]))) == -10.0
+
+
+def test_the_isolated_images_pull_as_hard_as_the_others_of_their_label():
+    labels = torch.tensor([1, 1, 1, 0, 2, 1, 1])
+    data = ImageSet(torch.rand(7, 1, 4, 4), labels, ("a", "b", "c"))
+    apart = set_apart(data, torch.tensor([0, 6]), copies=2)
+    assert balance(apart, 3, 1) == 3 / 4  # three ordinary images of class b, two marked ones twice
+    assert balance(set_apart(data, torch.empty(0, dtype=torch.int64)), 3, 1) > 0
 
 
 def test_the_commonest_label_and_its_share():
@@ -240,8 +252,8 @@ def test_a_clean_set_has_nothing_to_unlearn():
         ({"isolate": 1.0}, "is 60; expected 1 to 59"),
         ({"isolate": 0.001}, "is 0; expected 1"),
         ({"isolate": -0.1}, "isolate: -0.1"),
-        ({"weight": 0.0}, "weight 0.0"),
-        ({"weight": math.inf}, "weight inf"),
+        ({"strength": 0.0}, "strength 0.0"),
+        ({"strength": math.inf}, "strength inf"),
         ({"ceiling": -1.0}, "ceiling -1.0"),
         ({"agreement": 1.5}, "agreement 1.5"),
         ({"arch": "vgg"}, "expected one of small_cnn"),

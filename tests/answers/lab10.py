@@ -202,50 +202,62 @@ def the_ranks(losses, share):
 # --- abl_objective ----------------------------------------------------------------------------------------------------
 
 
-def objective_minimum(losses, isolated, ceiling):
-    fast = torch.minimum(losses[isolated], torch.tensor(ceiling))
-    return losses[~isolated].mean() - fast.mean()
+def objective_minimum(losses, isolated, weight, ceiling):
+    capped = torch.minimum(losses, torch.tensor(ceiling))
+    return (capped[~isolated].sum() - weight * capped[isolated].sum()) / len(losses)
 
 
-def objective_weights(losses, isolated, ceiling):
-    marked = isolated.double()
-    rest = (losses * (1 - marked)).sum() / (1 - marked).sum()
-    return rest - (losses.clamp(max=ceiling) * marked).sum() / marked.sum()
+def objective_weights(losses, isolated, weight, ceiling):
+    factor = 1 - (1 + weight) * isolated.double()  # 1 or -weight
+    return (factor * losses.clamp(max=ceiling)).mean()
 
 
-def objective_loop(losses, isolated, ceiling):
-    rest = [x for x, mark in zip(losses.tolist(), isolated.tolist(), strict=True) if not mark]
-    fast = [min(x, ceiling) for x, mark in zip(losses.tolist(), isolated.tolist(), strict=True) if mark]
-    return sum(rest) / len(rest) - sum(fast) / len(fast)
+def objective_loop(losses, isolated, weight, ceiling):
+    total = 0.0
+    for x, mark in zip(losses.tolist(), isolated.tolist(), strict=True):
+        total += (-weight if mark else 1) * min(x, ceiling)
+    return total / len(losses)
 
 
-def objective_turned(losses, isolated, ceiling):
-    return losses[isolated].clamp_max(ceiling).mean() - losses[~isolated].mean()
-
-
-def objective_added(losses, isolated, ceiling):
-    return losses[~isolated].mean() + losses[isolated].clamp_max(ceiling).mean()
-
-
-def objective_without_isolated(losses, isolated, ceiling):
-    return losses[~isolated].mean()
-
-
-def objective_pooled(losses, isolated, ceiling):
-    return torch.where(isolated, -losses.clamp_max(ceiling), losses).mean()
-
-
-def objective_uncapped(losses, isolated, ceiling):
-    return losses[~isolated].mean() - losses[isolated].mean()
-
-
-def objective_floored(losses, isolated, ceiling):
-    return losses[~isolated].mean() - losses[isolated].clamp_min(ceiling).mean()
-
-
-def objective_everything_capped(losses, isolated, ceiling):
+def objective_turned(losses, isolated, weight, ceiling):
     capped = losses.clamp_max(ceiling)
-    return capped[~isolated].mean() - capped[isolated].mean()
+    return torch.where(isolated, weight * capped, -capped).mean()
+
+
+def objective_added(losses, isolated, weight, ceiling):
+    capped = losses.clamp_max(ceiling)
+    return torch.where(isolated, weight * capped, capped).mean()
+
+
+def objective_without_isolated(losses, isolated, weight, ceiling):
+    return losses[~isolated].clamp_max(ceiling).mean()
+
+
+def objective_two_means(losses, isolated, weight, ceiling):
+    capped = losses.clamp_max(ceiling)
+    return capped[~isolated].mean() - weight * capped[isolated].mean()
+
+
+def objective_unweighted(losses, isolated, weight, ceiling):
+    capped = losses.clamp_max(ceiling)
+    return torch.where(isolated, -capped, capped).mean()
+
+
+def objective_uncapped(losses, isolated, weight, ceiling):
+    return torch.where(isolated, -weight * losses, losses).mean()
+
+
+def objective_floored(losses, isolated, weight, ceiling):
+    high = losses.clamp_min(ceiling)
+    return torch.where(isolated, -weight * high, high).mean()
+
+
+def objective_only_isolated_capped(losses, isolated, weight, ceiling):
+    return torch.where(isolated, -weight * losses.clamp_max(ceiling), losses).mean()
+
+
+def objective_capped_after_weighting(losses, isolated, weight, ceiling):
+    return torch.where(isolated, -(weight * losses).clamp_max(ceiling), losses.clamp_max(ceiling)).mean()
 
 
 RIGHT = {
@@ -299,9 +311,11 @@ WRONG = {
         (objective_turned, "with a plus"),
         (objective_added, "with a minus"),
         (objective_without_isolated, "isolated"),
-        (objective_pooled, "count alike"),
+        (objective_two_means, "whole batch"),
+        (objective_unweighted, "counts `weight` times"),
         (objective_uncapped, "lower bound"),
-        (objective_floored, "up to the ceiling"),
-        (objective_everything_capped, "not capped"),
+        (objective_floored, "below the ceiling"),
+        (objective_only_isolated_capped, "isolated or not"),
+        (objective_capped_after_weighting, "ceiling"),
     ],
 }
