@@ -16,7 +16,7 @@ from card import arguments, card
 from labkit import evaluate, load, train, victim
 from labkit.attacks import BadNets, Blend
 from labkit.defenses import abl
-from labkit.defenses.isolate import early_losses, flooding, local_gradient_ascent, lowest
+from labkit.defenses.isolate import flooding, local_gradient_ascent, lowest, train_early
 from labkit.device import Timer
 
 ATTACKS = {"BadNets": BadNets, "Blend": Blend}
@@ -58,11 +58,15 @@ def measure(title, attack, data, options):
 
         note("no defence", victim(attack, data, seed=seed, progress=False).model)
         for what in options.early[1:]:
-            isolated(what, early_losses(training_set, loss=EARLY[what], seed=seed, progress=False).mean(0))
+            isolated(what, train_early(training_set, loss=EARLY[what], seed=seed, progress=False).losses.mean(0))
         for share in map(float, options.isolate):
             with Timer() as timer:
                 made = abl(training_set, isolate=share, early=EARLY[options.early[0]], seed=seed, progress=False)
             print(f"  {title} seed {seed}, {made}", flush=True)
+            doubted = truth[made.disbelieved]
+            print(f"    of the disbelieved {int(doubted.sum()):,} of {int(truth.sum()):,} poisoned images", flush=True)
+            if made.unlearned:
+                note(f"ABL {share:.0%}, after the ascent", made.unlearned)
             note(f"ABL {share:.0%}", made.model)
             seconds.setdefault(f"ABL {share:.0%}", []).append(timer.seconds)
         isolated(options.early[0], made.losses)
@@ -76,7 +80,7 @@ def measure(title, attack, data, options):
         bar = ">= 95" if share == 0.01 else "-"
         publish(f"{title}, {what}, precision of the lowest {share:.0%}", values, "%", n, bar, attack, options)
     for what, reports in rows.items():
-        figures(f"{title}, {what}", reports, attack, data, options, what.startswith("ABL 1%"))
+        figures(f"{title}, {what}", reports, attack, data, options, what == "ABL 1%")
         if what in seconds:
             publish(f"{title}, {what}, time", seconds[what], "s", n, "-", attack, options)
 

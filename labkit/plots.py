@@ -88,7 +88,7 @@ def training(history: Sequence[Epoch], *, title: str = "") -> Figure:
 def race(
     clean: Tensor, poisoned: Tensor, *, level: float | None = None, xlabel: str = "epoch", title: str = ""
 ) -> Figure:
-    """Losses (nats) of clean (T, N) and poisoned (T, M) images at times 0 to T - 1: medians, and bands that hold 80%."""
+    """Losses (nats) of clean (T, N) and poisoned (T, M) images at times 0 to T - 1: medians, bands that hold 80%."""
     figure, ax = new_figure()
     for values, colour, label, mark in ((clean, CLEAN, "clean", "o-"), (poisoned, TRIGGERED, "poisoned", "s--")):
         low, middle, high = values.float().quantile(torch.tensor([0.1, 0.5, 0.9]), dim=1)

@@ -10,15 +10,15 @@ from torch import nn
 from labkit import ImageSet, TrainConfig, evaluate, train
 from labkit.attacks import BadNets
 from labkit.defenses import abl
-from labkit.defenses.abl import balance, descend_and_ascend, one_class, set_apart
-from labkit.defenses.isolate import early_losses, flooding, image_losses, local_gradient_ascent, lowest
+from labkit.defenses.abl import balance, descend_and_ascend, disbelieved, one_class, set_apart
+from labkit.defenses.isolate import flooding, image_losses, local_gradient_ascent, lowest, train_early
 from labkit.models import build
 from tests.tiny import image_set, linear_model
 
 ATTACK = BadNets(target=1, rate=0.2)
 SHORT = TrainConfig(epochs=4, batch_size=32, shift=0)
 EARLY = TrainConfig(epochs=2, batch_size=32, lr=0.02, shift=0)
-FAST = {"early_config": EARLY, "config": SHORT, "progress": False}
+FAST = {"early_config": EARLY, "unlearn_config": EARLY, "config": SHORT, "progress": False}
 
 
 def state(model: nn.Module) -> dict:
@@ -112,23 +112,22 @@ def test_the_lowest_losses_are_isolated_lowest_first():
 
 def test_early_losses_are_those_after_each_epoch():
     data, config = image_set(96, size=16), TrainConfig(epochs=1, batch_size=32, lr=0.02, shift=0)
-    (row,) = early_losses(data, loss=F.cross_entropy, config=config, seed=3, progress=False)
+    early = train_early(data, loss=F.cross_entropy, config=config, seed=3, progress=False)
     by_hand = train("small_cnn", data, config=config, seed=3, progress=False)
-    assert torch.equal(row, image_losses(by_hand, data))
-    table = early_losses(data, config=EARLY, seed=3, progress=False)
-    assert table.shape == (2, 96) and torch.equal(table, early_losses(data, config=EARLY, seed=3, progress=False))
-    assert not torch.equal(table, early_losses(data, config=EARLY, seed=4, progress=False))
+    assert torch.equal(early.losses[0], image_losses(by_hand, data)) and same(state(early.model), state(by_hand))
+    a, b, other = (train_early(data, config=EARLY, seed=s, progress=False).losses for s in (3, 3, 4))
+    assert a.shape == (2, 96) and torch.equal(a, b) and not torch.equal(a, other)
 
 
 def test_the_look_at_the_losses_does_not_disturb_the_training():
     data = image_set(96, size=16)
-    watched = early_losses(data, loss=F.cross_entropy, config=EARLY, progress=False)[-1]
-    assert torch.equal(watched, image_losses(train("small_cnn", data, config=EARLY, progress=False), data))
+    watched = train_early(data, loss=F.cross_entropy, config=EARLY, progress=False).losses
+    assert torch.equal(watched[-1], image_losses(train("small_cnn", data, config=EARLY, progress=False), data))
 
 
 def test_poisoned_images_are_learned_first():
     poisoned = ATTACK.poison(noisy())
-    losses = early_losses(poisoned.without_secrets(), config=EARLY, progress=False).mean(0)
+    losses = train_early(poisoned.without_secrets(), config=EARLY, progress=False).losses.mean(0)
     assert losses[poisoned.poisoned].mean() < 0.5 * losses[~poisoned.poisoned].mean()
     assert poisoned.poisoned[lowest(losses, 0.05)].float().mean() >= 0.95
 
@@ -144,6 +143,8 @@ def test_isolated_images_are_set_apart_and_marked():
     assert torch.equal(apart.images[:8], data.images[rest]) and torch.equal(apart.labels[:8], data.labels[rest])
     assert torch.equal(apart.images[8:], data.images[[7, 2, 7, 2, 7, 2]])
     assert apart.labels[8:].tolist() == [3 + 4, 2 + 4] * 3
+    fewer = set_apart(data, torch.tensor([7, 2]), without=torch.tensor([2, 5, 9]))
+    assert torch.equal(fewer.images, data.images[[0, 1, 3, 4, 6, 8, 7, 2]])
     assert len(set_apart(data, torch.empty(0, dtype=torch.int64))) == 10
 
 
@@ -172,9 +173,16 @@ def test_the_objective_is_bounded_below():
 def test_the_isolated_images_pull_as_hard_as_the_others_of_their_label():
     labels = torch.tensor([1, 1, 1, 0, 2, 1, 1])
     data = ImageSet(torch.rand(7, 1, 4, 4), labels, ("a", "b", "c"))
-    apart = set_apart(data, torch.tensor([0, 6]), copies=2)
-    assert balance(apart, 3, 1) == 3 / 4  # three ordinary images of class b, two marked ones twice
-    assert balance(set_apart(data, torch.empty(0, dtype=torch.int64)), 3, 1) > 0
+    assert balance(set_apart(data, torch.tensor([0, 6]), copies=2), 1) == 3 / 4  # three of class b, two marked twice
+    assert balance(set_apart(data, torch.tensor([0]), copies=2, without=torch.tensor([1, 2])), 1) == 2 / 2
+
+
+def test_images_of_the_label_whose_loss_is_high_are_disbelieved():
+    data, model = image_set(80), linear_model()
+    losses = image_losses(model, data)
+    found = disbelieved(model, data, 2, 1.4)
+    assert 0 < len(found) < 20 and found.dtype == torch.int64
+    assert found.tolist() == [i for i in range(80) if int(data.labels[i]) == 2 and float(losses[i]) > 1.4]
 
 
 def test_the_commonest_label_and_its_share():
@@ -208,11 +216,21 @@ def test_the_backdoor_is_not_learned_and_the_task_is(poisoned, result):
 def test_what_was_isolated_is_poisoned_and_the_record_says_so(poisoned, result):
     assert result.isolated.shape == (30,) and result.isolated.dtype == torch.int64
     assert poisoned.poisoned[result.isolated].float().mean() >= 0.95
-    assert torch.equal(result.losses, result.early.mean(0)) and result.early.shape == (2, 600)
-    assert torch.equal(result.isolated, lowest(result.losses, 0.05))
+    early = train_early(poisoned, config=EARLY, progress=False)
+    assert torch.equal(result.losses, early.losses.mean(0)) and torch.equal(
+        result.isolated, lowest(result.losses, 0.05)
+    )
     assert [e.number for e in result.history] == [1, 2, 3, 4] and not result.model.training
     assert result.label == "b" and result.agreement == 1.0
     assert "30 of 600 images isolated" in str(result) and "labelled 'b'" in str(result)
+
+
+def test_the_network_that_has_unlearned_disbelieves_the_other_poisoned_images(poisoned, result):
+    found = torch.zeros(600, dtype=torch.bool)
+    found[result.disbelieved] = True
+    assert found[poisoned.poisoned].float().mean() > 0.95
+    assert found[~poisoned.poisoned].float().mean() < 0.05
+    assert torch.equal(result.disbelieved, disbelieved(result.unlearned, poisoned, 1, 2.5))
 
 
 def test_it_never_reads_the_secrets_and_leaves_the_set_as_it_is(poisoned, result):
@@ -234,11 +252,9 @@ def test_most_of_the_set_may_be_poisoned(rate):
 def test_a_clean_set_has_nothing_to_unlearn():
     clean = noisy(600)
     trained = abl(clean, **FAST)
-    assert len(trained.isolated) == 0 and trained.agreement < 0.8
+    assert len(trained.isolated) == len(trained.disbelieved) == 0 and trained.agreement < 0.8
     assert "nothing unlearned" in str(trained) and "no one class stands out" in str(trained)
-    plain = train("small_cnn", clean, config=SHORT, progress=False)
-    for a, b in zip(trained.model.parameters(), plain.parameters(), strict=True):
-        assert torch.allclose(a, b, atol=1e-4)
+    assert same(state(trained.model), state(train("small_cnn", clean, config=SHORT, progress=False)))
     assert len(abl(clean, agreement=0.0, **FAST).isolated) == 6  # as the paper does: in any case
 
 

@@ -1,36 +1,39 @@
 """Can a clean model be trained on poisoned data? Anti-backdoor learning, ABL.
 
 Li et al. 2021, "Anti-Backdoor Learning", Section 3. A backdoor has two weaknesses: it is learned faster than the
-classes, and it leads to a single class. So ABL first isolates the few images that are learned fastest (`isolate.py`),
-then trains on the rest while it climbs the loss of those few: what they have in common does *not* mean their label. A
-few are enough, since all of them carry the trigger; so isolating need not find every poisoned image.
+classes, and it leads to a single class. So ABL isolates the few images that are learned fastest (`isolate.py`), then
+trains on the rest while it climbs the loss of those few: what they have in common does *not* mean their label. A few
+are enough, since all of them carry the trigger; so isolating need not find every poisoned image.
 
-    early_losses, lowest  stage 1: after a short training, the share of the images whose loss is lowest
-    one_class             have they one label, as poisoned images do? If not, there is nothing to unlearn
-    set_apart             the training set with the isolated images marked
-    balance               how hard to climb: as hard as all other images of that label pull
-    descend_and_ascend    the loss of the rest, minus that of the isolated; an image above the ceiling is let alone
-    abl                   stage 2: train a fresh network with that loss
+    train_early, lowest  stage 1: after a short training, the share of the images whose loss is lowest
+    one_class            have they one label, as poisoned images do? If not, there is nothing to unlearn
+    set_apart            the training set with the isolated images marked
+    descend_and_ascend   the loss of the rest, minus that of the isolated; an image above the ceiling is let alone
+    disbelieved          images of that label whose loss the ascent has raised, though they were not isolated
+    abl                  stage 2: unlearn with the early network, then train a fresh one without what it disbelieves
 
 The defender has: the training set, as it came. Not: a clean image, a trigger, a target, the poisoning rate.
-Ours differs. Stage 1 is a short training of its own, whose network is thrown away, not the first 20 of 100 epochs. The
-paper subtracts the isolated images' mean loss from the others', which has no lower bound and weighs 1% of the images
-like the other 99%; ours has a ceiling and `balance`. The ceiling also holds for the rest: poisoned images that were not
-isolated, once disbelieved, no longer count as hard examples. And nothing is unlearned when no one class stands out.
+Ours differs. The paper trains one network for 100 epochs, ascends from the 20th on, and keeps it; with few epochs its
+triggered images end in some other wrong class, so we ask the network that has unlearned which images it no longer
+believes, and train anew without them (still ascending on the isolated ones, against what was missed). The paper
+subtracts mean losses, which has no lower bound and weighs 1% of the images like the other 99%; ours has a ceiling, and
+`balance`. And nothing is unlearned when no one class stands out.
 Fails when: stage 1 isolates clean images, which are then unlearned; poisoned images do not share a label. Lab 10.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from labkit.data import ImageSet
-from labkit.defenses.isolate import EARLY, Loss, cross_entropies, early_losses, fresh, lowest
+from labkit.defenses.isolate import EARLY, Loss, cross_entropies, fresh, image_losses, lowest, train_early
 from labkit.train import Epoch, TrainConfig, train
 
+UNLEARN = replace(EARLY, epochs=3)
 SHARE_OF_BATCH = 0.1  # isolated images are repeated until about a tenth of each batch are theirs: a steadier ascent
 
 
@@ -38,16 +41,18 @@ SHARE_OF_BATCH = 0.1  # isolated images are repeated until about a tenth of each
 class ABLResult:
     """model: trained, in eval mode. isolated int64 (n,): what was unlearned, lowest loss first; empty if nothing was.
 
-    losses float32 (N,): each image's loss in nats, mean over the epochs of stage 1; early float32 (epochs, N): after
-    each of them. history: stage 2, one `Epoch` each; its loss is the objective, negative once the isolated images are
-    disbelieved. label: the commonest class among the fastest images; agreement: the share of them that has it.
+    disbelieved int64 (m,): left out of the last training, isolated images among them. losses float32 (N,): each image's
+    in nats, mean over the epochs of stage 1. history: the last training, one `Epoch` each; its loss is the objective.
+    unlearned: the network after the ascent, before the last training; None if nothing was unlearned. label: the
+    commonest class among the fastest images; agreement: the share of them that has it.
     """
 
     model: nn.Module
     isolated: Tensor
+    disbelieved: Tensor
     losses: Tensor
-    early: Tensor
     history: tuple[Epoch, ...]
+    unlearned: nn.Module | None
     label: str
     agreement: float
 
@@ -55,10 +60,9 @@ class ABLResult:
         n, which = len(self.losses), f"{self.agreement:.0%} of the fastest learned images are labelled {self.label!r}"
         if not len(self.isolated):
             return f"ABL: nothing unlearned; only {which}, so no one class stands out; trained on all {n:,} images"
-        low, rest = self.losses[self.isolated].mean(), self.losses.mean()
         return (
-            f"ABL: {len(self.isolated):,} of {n:,} images isolated (mean loss {low:.3f}, of all {rest:.3f} nats) and "
-            f"unlearned; {which}"
+            f"ABL: {len(self.isolated):,} of {n:,} images isolated (mean loss {self.losses[self.isolated].mean():.3f}, "
+            f"of all {self.losses.mean():.3f} nats) and unlearned; {which}; {len(self.disbelieved):,} disbelieved"
         )
 
 
@@ -68,33 +72,33 @@ def one_class(labels: Tensor) -> tuple[int, float]:
     return int(counts.argmax()), float(counts.max()) / len(labels)
 
 
-def set_apart(training_set: ImageSet, isolated: Tensor, copies: int = 1) -> ImageSet:
+def set_apart(data: ImageSet, isolated: Tensor, copies: int = 1, without: Tensor | None = None) -> ImageSet:
     """The images that are not isolated, then the isolated ones, `copies` of each, marked by their labels: y -> y + K.
 
-    So the set has 2K classes, of which the network predicts the first K: "not a" follows "a" by K places.
+    So the set has 2K classes, of which the network predicts the first K. without: indices to leave out of the rest.
     """
-    rest = torch.ones(len(training_set), dtype=torch.bool)
-    rest[isolated] = False
-    order = torch.cat([rest.nonzero().flatten(), isolated.repeat(copies)])
-    k, labels = len(training_set.classes), training_set.labels.cpu()
-    labels = torch.cat([labels[rest], labels[isolated].repeat(copies) + k]).to(training_set.labels.device)
-    classes = (*training_set.classes, *(f"not {name}" for name in training_set.classes))
-    return ImageSet(training_set.images[order.to(training_set.images.device)], labels, classes, training_set.name)
+    rest = torch.ones(len(data), dtype=torch.bool)
+    for out in (isolated, isolated if without is None else without):
+        rest[out] = False
+    order = torch.cat([rest.nonzero().flatten(), isolated.repeat(copies)]).to(data.images.device)
+    labels = data.labels[order.to(data.labels.device)].clone()
+    labels[int(rest.sum()) :] += len(data.classes)
+    classes = (*data.classes, *(f"not {name}" for name in data.classes))
+    return ImageSet(data.images[order], labels, classes, data.name)
 
 
-def balance(apart: ImageSet, classes: int, label: int) -> float:
+def balance(apart: ImageSet, label: int) -> float:
     """The weight at which the marked images of `apart` pull as hard as its ordinary images with this label.
 
-    A feature that all images of the label have is then pulled both ways alike and stays. The trigger, which every
-    isolated image has and only some of the others, is unlearned, whatever the poisoning rate; and what only clean
-    images of the class have is learned.
+    A feature that all images of the label have is then pulled both ways alike. The trigger, which every isolated image
+    has and only some of the others, is unlearned, whatever the poisoning rate.
     """
-    return int((apart.labels == label).sum()) / max(1, int((apart.labels >= classes).sum()))
+    marked = int((apart.labels >= len(apart.classes) // 2).sum())
+    return int((apart.labels == label).sum()) / max(1, marked)
 
 
 def descend_and_ascend(classes: int, weight: float, ceiling: float = 5.0) -> Loss:
-    """For `train` on a set that `set_apart` made: the mean over a batch of min(l, ceiling), of marked images times
-    -weight.
+    """For `train` on a set that `set_apart` made: the batch's mean of min(l, ceiling), of marked images times -weight.
 
     classes: K. ceiling: in nats. A loss above it has no gradient: at 5, the label has a probability below 0.7%.
     """
@@ -106,6 +110,11 @@ def descend_and_ascend(classes: int, weight: float, ceiling: float = 5.0) -> Los
     return loss
 
 
+def disbelieved(model: nn.Module, data: ImageSet, label: int, threshold: float) -> Tensor:
+    """Indices int64 (m,) of the images with this label whose loss is above the threshold, in nats."""
+    return ((image_losses(model, data) > threshold) & (data.labels.cpu() == label)).nonzero().flatten()
+
+
 def abl(
     training_set: ImageSet,
     *,
@@ -113,8 +122,9 @@ def abl(
     isolate: float = 0.01,
     early: Loss | None = None,
     early_config: TrainConfig = EARLY,
+    unlearn_config: TrainConfig = UNLEARN,
     config: TrainConfig | None = None,
-    strength: float = 1.0,
+    strength: float = 0.5,
     ceiling: float = 5.0,
     agreement: float = 0.8,
     seed: int = 0,
@@ -124,9 +134,10 @@ def abl(
 
     arch: an architecture's name. isolate: share in (0, 1) of the images to isolate; the paper's 1%, far below the
     poisoning rate it expects. early: the loss of stage 1, by default `flooding()`; `local_gradient_ascent()` is the
-    other. early_config, config: of stage 1 and 2, by default `EARLY` and the data set's recipe. strength: times
-    `balance`. ceiling: see `descend_and_ascend`. agreement: the share of the lowest 1% (of `isolate`, if that is less)
-    that must have one label; below it nothing is unlearned. 0 unlearns in any case, as the paper does.
+    other. early_config, unlearn_config, config: of stage 1, the ascent, and the last training, by default `EARLY`,
+    `UNLEARN` and the data set's recipe. strength: of the ascent in the last training, times `balance`. ceiling: in
+    nats, see `descend_and_ascend`; above half of it an image is disbelieved. agreement: the share of the lowest 1% (of
+    `isolate`, if that is less) that must have one label; below it nothing is unlearned. 0: in any case, as the paper.
     Raises ValueError for a share that leaves no image on either side, and for weights out of range;
     FloatingPointError when a loss is no longer finite.
     """
@@ -138,21 +149,24 @@ def abl(
             f"abl: expected finite strength > 0 and ceiling > 0, and agreement in [0, 1]; got strength {strength!r}, "
             f"ceiling {ceiling!r}, agreement {agreement!r}."
         )
-    table = early_losses(training_set, arch=arch, loss=early, config=early_config, seed=seed, progress=progress)
-    losses = table.mean(0)  # (epochs, N) -> (N,)
-    fastest = training_set.labels.cpu()[lowest(losses, min(isolate, max(0.01, 1 / n)))]
-    label, share = one_class(fastest)
-    isolated = lowest(losses, isolate) if share >= agreement else torch.empty(0, dtype=torch.int64)
-    apart = set_apart(training_set, isolated, copies=max(1, round(SHARE_OF_BATCH * n / max(1, len(isolated)))))
-    objective = descend_and_ascend(k, strength * balance(apart, k, label), ceiling)
-    history: list[Epoch] = []
-    model = train(
-        fresh(arch, training_set, k, seed),
-        apart,
-        config=config,
-        seed=seed,
-        loss=objective,
-        callback=history.append,
-        progress=progress,
-    )
-    return ABLResult(model, isolated, losses, table, tuple(history), training_set.classes[label], share)
+    shared = {"seed": seed, "progress": progress}
+    first = train_early(training_set, arch=arch, loss=early, config=early_config, **shared)
+    losses, history = first.losses.mean(0), list[Epoch]()
+    label, share = one_class(training_set.labels.cpu()[lowest(losses, min(isolate, max(0.01, 1 / n)))])
+    found = training_set.classes[label], share
+    if share < agreement:
+        model, none = train(arch, training_set, config=config, callback=history.append, **shared), losses[:0].long()
+        return ABLResult(model, none, none, losses, tuple(history), None, *found)
+
+    def objective(apart: ImageSet, times: float) -> Loss:
+        return descend_and_ascend(k, times * balance(apart, label), ceiling)
+
+    isolated = lowest(losses, isolate)
+    copies = max(1, round(SHARE_OF_BATCH * n / len(isolated)))
+    apart = set_apart(training_set, isolated, copies)
+    doubter = train(copy.deepcopy(first.model), apart, config=unlearn_config, loss=objective(apart, 1.0), **shared)
+    doubted = disbelieved(doubter, training_set, label, ceiling / 2)
+    apart = set_apart(training_set, isolated, copies, without=doubted)
+    loss, network = objective(apart, strength), fresh(arch, training_set, seed)
+    model = train(network, apart, config=config, loss=loss, callback=history.append, **shared)
+    return ABLResult(model, isolated, doubted, losses, tuple(history), doubter, *found)

@@ -6,7 +6,7 @@ classes apart, so the loss of poisoned images falls within the first passes, and
     image_losses            the cross-entropy l of every training image, in one batched pass, without augmentation
     local_gradient_ascent   sign(l - gamma) l for each image: below gamma its loss is pushed up again (LGA)
     flooding                |L - b| + b for the batch's mean L: the same push for all of the batch (Ishida et al. 2020)
-    early_losses            train a fresh network for a few epochs with such a loss; l of every image after each
+    train_early             train a fresh network for a few epochs with such a loss; l of every image after each
     lowest                  the share of the images whose loss was lowest
 
 The defender has: the training set, as it came. Not: a clean image, a trigger, a target, the poisoning rate, or whether
@@ -17,6 +17,7 @@ clean-label trigger), or a class is as easy as a trigger. Lab 10.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +66,16 @@ def flooding(level: float = 0.5) -> Loss:
     return loss
 
 
-def early_losses(
+@dataclass(frozen=True, eq=False)
+class EarlyTraining:
+    """model: after the last epoch, in eval mode. losses float32 (epochs, N): every image's, in nats, after each epoch;
+    their mean over the epochs is steadier than any of them."""
+
+    model: nn.Module
+    losses: Tensor
+
+
+def train_early(
     training_set: ImageSet,
     *,
     arch: str = "small_cnn",
@@ -73,21 +83,21 @@ def early_losses(
     config: TrainConfig = EARLY,
     seed: int = 0,
     progress: bool = True,
-) -> Tensor:
-    """Every image's loss after each epoch of a short training, float32 (epochs, N), in nats; their mean ranks images.
+) -> EarlyTraining:
+    """A short training of a fresh network, and what it believed of each image after each epoch.
 
-    loss: what the training minimises, by default `flooding()`. config: no augmentation, a low rate: see `EARLY`.
+    loss: what the training minimises, by default `flooding()`. config: a low rate, no augmentation: see `EARLY`.
     Raises FloatingPointError, with the epoch, when a loss is not finite.
     """
-    network = fresh(arch, training_set, len(training_set.classes), seed)
+    network = fresh(arch, training_set, seed)
     rows: list[Tensor] = []
 
-    def look(epoch: Epoch) -> None:
+    def look(_epoch: Epoch) -> None:
         rows.append(image_losses(network.eval(), training_set))
         network.train()
 
     train(network, training_set, config=config, seed=seed, loss=loss or flooding(), callback=look, progress=progress)
-    return check_finite(torch.stack(rows))
+    return EarlyTraining(network, check_finite(torch.stack(rows)))
 
 
 def lowest(losses: Tensor, share: float) -> Tensor:
@@ -95,9 +105,9 @@ def lowest(losses: Tensor, share: float) -> Tensor:
     return losses.argsort(stable=True)[: round(share * len(losses))]
 
 
-def fresh(arch: str, data: ImageSet, classes: int, seed: int) -> nn.Module:
-    """An untrained network for these images with `classes` outputs, as `train` would make it."""
-    network = build(arch, data.images.shape[1], classes, seed).to(pick_device())
+def fresh(arch: str, data: ImageSet, seed: int) -> nn.Module:
+    """An untrained network for these images and classes, as `train` would make it from the architecture's name."""
+    network = build(arch, data.images.shape[1], len(data.classes), seed).to(pick_device())
     if isinstance(layer := getattr(network, "normalise", None), Normalise):
         layer.fit(data.images)
     return network
