@@ -10,14 +10,14 @@ from torch import nn
 from labkit import ImageSet, TrainConfig, evaluate, train
 from labkit.attacks import BadNets
 from labkit.defenses import abl
-from labkit.defenses.abl import balance, descend_and_ascend, disbelieved, one_class, set_apart
+from labkit.defenses.abl import balance, descend_and_ascend, disbelieved, odds_against, one_class, set_apart
 from labkit.defenses.isolate import flooding, image_losses, local_gradient_ascent, lowest, train_early
 from labkit.models import build
 from tests.tiny import image_set, linear_model
 
 ATTACK = BadNets(target=1, rate=0.2)
 SHORT = TrainConfig(epochs=4, batch_size=32, shift=0)
-EARLY = TrainConfig(epochs=2, batch_size=32, lr=0.02, shift=0)
+EARLY = TrainConfig(epochs=4, batch_size=32, lr=0.02, shift=0)
 FAST = {"early_config": EARLY, "unlearn_config": EARLY, "config": SHORT, "progress": False}
 
 
@@ -116,7 +116,7 @@ def test_early_losses_are_those_after_each_epoch():
     by_hand = train("small_cnn", data, config=config, seed=3, progress=False)
     assert torch.equal(early.losses[0], image_losses(by_hand, data)) and same(state(early.model), state(by_hand))
     a, b, other = (train_early(data, config=EARLY, seed=s, progress=False).losses for s in (3, 3, 4))
-    assert a.shape == (2, 96) and torch.equal(a, b) and not torch.equal(a, other)
+    assert a.shape == (4, 96) and torch.equal(a, b) and not torch.equal(a, other)
 
 
 def test_the_look_at_the_losses_does_not_disturb_the_training():
@@ -148,19 +148,38 @@ def test_isolated_images_are_set_apart_and_marked():
     assert len(set_apart(data, torch.empty(0, dtype=torch.int64))) == 10
 
 
-def test_the_objective_descends_on_the_rest_and_ascends_on_the_isolated():
+def test_the_odds_against_a_label():
+    p = LOGITS.double().softmax(1)[torch.arange(4), LABELS]
+    assert torch.allclose(odds_against(LOGITS.double(), LABELS), ((1 - p) / p).log())
+    each = F.cross_entropy(LOGITS.double(), LABELS, reduction="none")
+    assert torch.allclose(odds_against(LOGITS.double(), LABELS), each.expm1().log())
+
+
+def test_a_fully_believed_image_has_odds_to_climb_where_its_loss_has_no_slope():
+    sure = torch.tensor([[40.0, 0.0, 0.0]])
+    slopes = []
+    for climbed in (odds_against, lambda z, y: F.cross_entropy(z, y, reduction="none")):
+        logits = sure.clone().requires_grad_()
+        climbed(logits, torch.tensor([0])).sum().backward()
+        slopes.append(float(logits.grad.abs().sum()) if logits.grad is not None else 0.0)
+    assert slopes[0] == pytest.approx(2.0) and slopes[1] < 1e-12
+
+
+def test_the_objective_descends_on_losses_and_ascends_on_odds():
     marked = LABELS + torch.tensor([0, 3, 0, 3])  # images 1 and 3
-    each = F.cross_entropy(LOGITS, LABELS, reduction="none")
+    each, odds = F.cross_entropy(LOGITS, LABELS, reduction="none"), odds_against(LOGITS, LABELS)
     value = descend_and_ascend(3, weight=2.0)(LOGITS, marked)
-    assert float(value) == pytest.approx(float(each[0] - 2 * each[1] + each[2] - 2 * each[3]) / 4)
-    signs = torch.tensor([1.0, -2, 1, -2])[:, None]
-    assert torch.allclose(gradient(descend_and_ascend(3, 2.0), marked), signs * rows_of_cross_entropy() / 4, atol=1e-6)
+    assert float(value) == pytest.approx(float(each[0] - 2 * odds[1] + each[2] - 2 * odds[3]) / 4)
+    p = LOGITS.softmax(1)[torch.arange(4), LABELS]
+    factors = torch.tensor([1.0, -2 / float(1 - p[1]), 1, -2 / float(1 - p[3])])[:, None]  # d odds = dl / (1 - p)
+    found = gradient(descend_and_ascend(3, 2.0), marked)
+    assert torch.allclose(found, factors * rows_of_cross_entropy() / 4, atol=1e-6)
 
 
 @pytest.mark.parametrize("mark", [0, 3])
 def test_an_image_above_the_ceiling_is_let_alone(mark):
-    each = F.cross_entropy(LOGITS, LABELS, reduction="none")
-    assert (each > 1.0).tolist() == [False, True, False, True]
+    values = odds_against(LOGITS, LABELS) if mark else F.cross_entropy(LOGITS, LABELS, reduction="none")
+    assert (values > 1.0).tolist() == [False, True, False, True]
     pushed = gradient(descend_and_ascend(3, 1.0, ceiling=1.0), LABELS + mark).abs().sum(1)
     assert (pushed > 0).tolist() == [True, False, True, False]
 

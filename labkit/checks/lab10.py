@@ -191,38 +191,40 @@ isolate = Exercise(
 # --- abl_objective ----------------------------------------------------------------------------------------------------
 
 
-def _abl_objective(losses: Tensor, isolated: Tensor, weight: float, ceiling: float) -> Tensor:
-    capped = losses.clamp_max(ceiling)
+def _abl_objective(values: Tensor, isolated: Tensor, weight: float, ceiling: float) -> Tensor:
+    capped = values.clamp_max(ceiling)
     return torch.where(isolated, -weight * capped, capped).mean()
 
 
 def _objective_cases(seed: int) -> list[tuple]:
-    """Few and many isolated images in a batch, none too; losses below and above the ceiling, on both sides."""
+    """Few, many and no isolated images in a batch; values below and above the ceiling, on both sides; odds below 0."""
     rng = generator(seed)
     cases = []
     settings = ((10, 2, 1.0, 1.7, 5.0), (12, 6, 2.0, 3.0, 5.0), (9, 0, 1.0, 2.0, 5.0), (11, 4, 8.0, 0.6, 3.0))
     for n, count, scale, weight, ceiling in settings:
         isolated = torch.zeros(n, dtype=torch.bool)
         isolated[torch.randperm(n, generator=rng)[:count]] = True
-        losses = scale * (0.05 + torch.rand(n, generator=rng))
+        values = scale * (0.05 + torch.rand(n, generator=rng))
+        if weight == 1.7:
+            values[isolated] -= 2.0
         if scale > ceiling:  # one on each side is surely above the ceiling, and one below
             for side in (isolated, ~isolated):
-                losses[side.nonzero().flatten()[:2]] = torch.tensor([2 * ceiling, 0.4 * ceiling])
-        cases.append((losses, isolated, weight, ceiling))
+                values[side.nonzero().flatten()[:2]] = torch.tensor([2 * ceiling, 0.4 * ceiling])
+        cases.append((values, isolated, weight, ceiling))
     return cases
 
 
 def _capped(made: Call) -> bool:
-    losses, _, _, ceiling = made.args
-    return bool((losses > ceiling).any())
+    values, _, _, ceiling = made.args
+    return bool((values > ceiling).any())
 
 
 def _signs(made: Call) -> bool:
     """Right up to the weights of the two groups, as far as a mean, a mean for each group or a sum would have them."""
-    losses, isolated, weight, _ = made.args
-    rest, fast = float(losses[~isolated].sum()), float(losses[isolated].sum())
+    values, isolated, weight, _ = made.args
+    rest, fast = float(values[~isolated].sum()), float(values[isolated].sum())
     many, few = int((~isolated).sum()), max(1, int(isolated.sum()))
-    scales = [(1 / len(losses), 1 / len(losses)), (1 / many, 1 / few), (1.0, 1.0)]
+    scales = [(1 / len(values), 1 / len(values)), (1 / many, 1 / few), (1.0, 1.0)]
     wanted = [a * rest - w * b * fast for a, b in scales for w in (1.0, weight)]
     return any(abs(float(made.value) - one) <= 1e-4 * (1 + abs(one)) for one in wanted)
 
@@ -237,7 +239,7 @@ abl_objective = Exercise(
         Criterion(
             0.3,
             lambda made: _capped(made) or _signs(made),
-            "The optimiser makes the value small: the ordinary images' losses must enter with a plus, the isolated "
+            "The optimiser makes the value small: the ordinary images' values must enter with a plus, the isolated "
             "images' with a minus, and all of them as they are while they are below the ceiling.",
         ),
         Criterion(
@@ -249,7 +251,7 @@ abl_objective = Exercise(
         Criterion(
             0.3,
             lambda made: not _capped(made) or same_values(made),
-            "Above the ceiling an image is let alone, isolated or not: its loss counts as the ceiling, so that no "
+            "Above the ceiling an image is let alone, isolated or not: its value counts as the ceiling, so that no "
             "gradient flows and the value has a lower bound.",
         ),
     ),

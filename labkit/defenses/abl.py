@@ -8,16 +8,17 @@ are enough, since all of them carry the trigger; so isolating need not find ever
     train_early, lowest  stage 1: after a short training, the share of the images whose loss is lowest
     one_class            have they one label, as poisoned images do? If not, there is nothing to unlearn
     set_apart            the training set with the isolated images marked
-    descend_and_ascend   the loss of the rest, minus that of the isolated; an image above the ceiling is let alone
+    odds_against         ln((1 - p) / p) for an image's label: its loss, but with a slope where the loss has none
+    descend_and_ascend   the loss of the rest, minus the odds of the isolated; above a ceiling an image is let alone
     disbelieved          images of that label whose loss the ascent has raised, though they were not isolated
     abl                  stage 2: unlearn with the early network, then train a fresh one without what it disbelieves
 
 The defender has: the training set, as it came. Not: a clean image, a trigger, a target, the poisoning rate.
-Ours differs. The paper trains one network for 100 epochs, ascends from the 20th on, and keeps it; with few epochs its
-triggered images end in some other wrong class, so we ask the network that has unlearned which images it no longer
-believes, and train anew without them (still ascending on the isolated ones, against what was missed). The paper
-subtracts mean losses, which has no lower bound and weighs 1% of the images like the other 99%; ours has a ceiling, and
-`balance`. And nothing is unlearned when no one class stands out.
+Ours differs. The paper climbs l = -ln p itself: nearly without gradient where it is needed most, at p = 1, and without
+end where the work is done; it subtracts mean losses, so that 1% of the images weigh like the other 99%. Ours climbs the
+odds, has a ceiling, and `balance`. The paper goes on with that network to the end, 100 epochs; after a few, triggered
+images end in some other wrong class, so we ask it which images it no longer believes, and train anew without them,
+still climbing on the isolated ones, against what was missed. And nothing is unlearned when no one class stands out.
 Fails when: stage 1 isolates clean images, which are then unlearned; poisoned images do not share a label. Lab 10.
 """
 
@@ -97,15 +98,27 @@ def balance(apart: ImageSet, label: int) -> float:
     return int((apart.labels == label).sum()) / max(1, marked)
 
 
-def descend_and_ascend(classes: int, weight: float, ceiling: float = 5.0) -> Loss:
-    """For `train` on a set that `set_apart` made: the batch's mean of min(l, ceiling), of marked images times -weight.
+def odds_against(logits: Tensor, labels: Tensor) -> Tensor:
+    """ln((1 - p) / p) of each image, p the probability of its label: logits (B, K), labels (B,) -> (B,), in nats.
 
-    classes: K. ceiling: in nats. A loss above it has no gradient: at 5, the label has a probability below 0.7%.
+    It equals ln(e^l - 1): about l where the loss l is large, and far below 0 where l is close to 0.
+    """
+    own = labels[:, None]
+    others = logits.scatter(1, own, float("-inf")).logsumexp(1)
+    return others - logits.gather(1, own)[:, 0]
+
+
+def descend_and_ascend(classes: int, weight: float, ceiling: float = 5.0) -> Loss:
+    """For `train` on a set that `set_apart` made: descent on the rest's losses, ascent on the marked images' odds.
+
+    The batch's mean of min(l, ceiling) over the rest and of -weight min(odds, ceiling) over marked images. classes: K.
+    ceiling: in nats. Above it there is no gradient: at 5, the label has a probability below 0.7%.
     """
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        capped = cross_entropies(logits, labels % classes).clamp_max(ceiling)  # (B,)
-        return torch.where(labels >= classes, -weight * capped, capped).mean()
+        marked, own = labels >= classes, labels % classes
+        values = torch.where(marked, odds_against(logits, own), cross_entropies(logits, own)).clamp_max(ceiling)  # (B,)
+        return torch.where(marked, -weight * values, values).mean()
 
     return loss
 
@@ -152,7 +165,7 @@ def abl(
     shared = {"seed": seed, "progress": progress}
     first = train_early(training_set, arch=arch, loss=early, config=early_config, **shared)
     losses, history = first.losses.mean(0), list[Epoch]()
-    label, share = one_class(training_set.labels.cpu()[lowest(losses, min(isolate, max(0.01, 1 / n)))])
+    label, share = one_class(training_set.labels.cpu()[lowest(losses, min(isolate, max(0.01, 20 / n)))])
     found = training_set.classes[label], share
     if share < agreement:
         model, none = train(arch, training_set, config=config, callback=history.append, **shared), losses[:0].long()
