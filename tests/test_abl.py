@@ -16,7 +16,7 @@ from labkit.models import build
 from tests.tiny import image_set, linear_model
 
 ATTACK = BadNets(target=1, rate=0.2)
-SHORT = TrainConfig(epochs=4, batch_size=32, shift=0)
+SHORT = TrainConfig(epochs=12, batch_size=32, shift=0)
 EARLY = TrainConfig(epochs=4, batch_size=32, lr=0.02, shift=0)
 FAST = {"early_config": EARLY, "unlearn_config": EARLY, "config": SHORT, "progress": False}
 
@@ -32,6 +32,13 @@ def same(a: dict, b: dict) -> bool:
 def noisy(n: int = 400, seed: int = 0):
     """Classes that take a while to learn: the bright quarter is faint."""
     return image_set(n, size=16, seed=seed, strength=0.06)
+
+
+def varied(n: int = 600):
+    """Every class has easy images and hard ones: what is learned first is of several classes."""
+    faint, bright = image_set(n, size=16, strength=0.0), image_set(n, size=16, strength=0.6)
+    share = torch.rand(n, 1, 1, 1, generator=torch.Generator().manual_seed(9))
+    return ImageSet(faint.images + share * (bright.images - faint.images), faint.labels, faint.classes, "tiny")
 
 
 # --- losses -----------------------------------------------------------------------------------------------------------
@@ -239,7 +246,7 @@ def test_what_was_isolated_is_poisoned_and_the_record_says_so(poisoned, result):
     assert torch.equal(result.losses, early.losses.mean(0)) and torch.equal(
         result.isolated, lowest(result.losses, 0.05)
     )
-    assert [e.number for e in result.history] == [1, 2, 3, 4] and not result.model.training
+    assert [e.number for e in result.history] == list(range(1, 13)) and not result.model.training
     assert result.label == "b" and result.agreement == 1.0
     assert "30 of 600 images isolated" in str(result) and "labelled 'b'" in str(result)
 
@@ -263,18 +270,22 @@ def test_it_never_reads_the_secrets_and_leaves_the_set_as_it_is(poisoned, result
 @pytest.mark.parametrize("rate", [0.5, 0.7])
 def test_most_of_the_set_may_be_poisoned(rate):
     attack = BadNets(target=1, rate=rate)
-    trained = abl(attack.poison(noisy(600)), isolate=0.05, **FAST)
+    poisoned = attack.poison(noisy(600))
+    trained = abl(poisoned.without_secrets(), isolate=0.05, **FAST)
+    found = torch.zeros(600, dtype=torch.bool)
+    found[trained.disbelieved] = True
+    assert found[poisoned.poisoned].float().mean() > 0.95 and found[~poisoned.poisoned].float().mean() < 0.05
     report = evaluate(trained.model, noisy(200, seed=5), attack.trigger, 1)
-    assert report.attack_success_rate < 0.1 and report.robust_accuracy > 0.7
+    assert report.attack_success_rate < 0.1 and report.clean_accuracy > 0.9
 
 
 def test_a_clean_set_has_nothing_to_unlearn():
-    clean = noisy(600)
-    trained = abl(clean, **FAST)
+    clean = varied()
+    trained = abl(clean, isolate=0.05, seed=1, **FAST)
     assert len(trained.isolated) == len(trained.disbelieved) == 0 and trained.agreement < 0.8
     assert "nothing unlearned" in str(trained) and "no one class stands out" in str(trained)
-    assert same(state(trained.model), state(train("small_cnn", clean, config=SHORT, progress=False)))
-    assert len(abl(clean, agreement=0.0, **FAST).isolated) == 6  # as the paper does: in any case
+    assert same(state(trained.model), state(train("small_cnn", clean, config=SHORT, seed=1, progress=False)))
+    assert len(abl(clean, isolate=0.05, agreement=0.0, seed=1, **FAST).isolated) == 30  # the paper: in any case
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
