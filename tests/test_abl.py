@@ -264,7 +264,6 @@ def test_it_never_reads_the_secrets_and_leaves_the_set_as_it_is(poisoned, result
     again = abl(poisoned, isolate=0.05, **FAST)
     assert same(state(again.model), state(result.model)) and torch.equal(again.isolated, result.isolated)
     assert torch.equal(images, poisoned.images) and torch.equal(labels, poisoned.labels)
-    assert not same(state(abl(poisoned, isolate=0.05, seed=1, **FAST).model), state(result.model))
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.7])
@@ -285,7 +284,8 @@ def test_a_clean_set_has_nothing_to_unlearn():
     assert len(trained.isolated) == len(trained.disbelieved) == 0 and trained.agreement < 0.8
     assert "nothing unlearned" in str(trained) and "no one class stands out" in str(trained)
     assert same(state(trained.model), state(train("small_cnn", clean, config=SHORT, seed=1, progress=False)))
-    assert len(abl(clean, isolate=0.05, agreement=0.0, seed=1, **FAST).isolated) == 30  # the paper: in any case
+    in_any_case = abl(clean, isolate=0.05, agreement=0.0, seed=1, **FAST | {"config": EARLY})  # as the paper
+    assert len(in_any_case.isolated) == 30 and in_any_case.unlearned is not None
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
