@@ -18,7 +18,7 @@ from tests.tiny import image_set, linear_model
 ATTACK = BadNets(target=1, rate=0.2)
 SHORT = TrainConfig(epochs=12, batch_size=32, shift=0)
 EARLY = TrainConfig(epochs=4, batch_size=32, lr=0.02, shift=0)
-FAST = {"early_config": EARLY, "unlearn_config": EARLY, "config": SHORT, "progress": False}
+FAST = {"early_config": EARLY, "config": SHORT, "progress": False}
 
 
 def state(model: nn.Module) -> dict:
@@ -264,6 +264,13 @@ def test_it_never_reads_the_secrets_and_leaves_the_set_as_it_is(poisoned, result
     again = abl(poisoned, isolate=0.05, **FAST)
     assert same(state(again.model), state(result.model)) and torch.equal(again.isolated, result.isolated)
     assert torch.equal(images, poisoned.images) and torch.equal(labels, poisoned.labels)
+
+
+def test_a_network_that_is_there_already_is_used_and_left_as_it_is(poisoned, result):
+    start = train("small_cnn", poisoned.without_secrets(), config=SHORT, progress=False)
+    before = state(start)
+    again = abl(poisoned.without_secrets(), isolate=0.05, start=start, **FAST)
+    assert same(before, state(start)) and same(state(again.unlearned), state(result.unlearned))
 
 
 @pytest.mark.parametrize("rate", [0.5, 0.7])

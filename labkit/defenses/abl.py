@@ -11,15 +11,16 @@ are enough, since all of them carry the trigger; so isolating need not find ever
     odds_against         ln((1 - p) / p) for an image's label: its loss, but with a slope where the loss has none
     descend_and_ascend   the loss of the rest, minus the odds of the isolated; above a ceiling an image is let alone
     disbelieved          images of that label whose loss the ascent has raised, though they were not isolated
-    abl                  stage 2: unlearn with the early network, then train a fresh one without what it disbelieves
+    abl                  stage 2: train, backdoor and all; unlearn; train a fresh network without what is disbelieved
 
 The defender has: the training set, as it came. Not: a clean image, a trigger, a target, the poisoning rate.
 Ours differs. The paper climbs l = -ln p itself: nearly without gradient where it is needed most, at p = 1, and without
 end where the work is done; it subtracts mean losses, so that 1% of the images weigh like the other 99%. Ours climbs the
-odds, has a ceiling, and `balance`. The paper goes on with that network to the end, 100 epochs; after a few, triggered
-images end in some other wrong class, so we ask it which images it no longer believes, and train anew without them,
-still climbing on the isolated ones, against what was missed. And nothing is unlearned when no one class stands out.
-Fails when: stage 1 isolates clean images, which are then unlearned; poisoned images do not share a label. Lab 10.
+odds, has a ceiling, and `balance`. The paper keeps the network that has unlearned; its triggered images may end in some
+other wrong class, so we ask it which images it no longer believes, and train anew without them, still climbing on the
+isolated ones, against what was missed. And nothing is unlearned when no one class stands out.
+Fails when: stage 1 isolates clean images, which are then unlearned; poisoned images do not share a label; the ascent
+goes on for so long that the network learns the isolated images by heart, instead of unlearning what they share. Lab 10.
 """
 
 from __future__ import annotations
@@ -32,9 +33,8 @@ from torch import Tensor, nn
 
 from labkit.data import ImageSet
 from labkit.defenses.isolate import EARLY, Loss, cross_entropies, fresh, image_losses, lowest, train_early
-from labkit.train import Epoch, TrainConfig, train
+from labkit.train import RECIPES, Epoch, TrainConfig, train
 
-UNLEARN = replace(EARLY, epochs=3)
 SHARE_OF_BATCH = 0.1  # isolated images are repeated until about a tenth of each batch are theirs: a steadier ascent
 
 
@@ -128,6 +128,11 @@ def disbelieved(model: nn.Module, data: ImageSet, label: int, threshold: float) 
     return ((image_losses(model, data) > threshold) & (data.labels.cpu() == label)).nonzero().flatten()
 
 
+def short(config: TrainConfig) -> TrainConfig:
+    """The recipe for the ascent: two epochs at a low rate, with the usual augmentation."""
+    return replace(config, epochs=2, lr=0.02)
+
+
 def abl(
     training_set: ImageSet,
     *,
@@ -135,8 +140,9 @@ def abl(
     isolate: float = 0.01,
     early: Loss | None = None,
     early_config: TrainConfig = EARLY,
-    unlearn_config: TrainConfig = UNLEARN,
     config: TrainConfig | None = None,
+    unlearn_config: TrainConfig | None = None,
+    start: nn.Module | None = None,
     strength: float = 0.5,
     ceiling: float = 5.0,
     agreement: float = 0.8,
@@ -147,10 +153,12 @@ def abl(
 
     arch: an architecture's name. isolate: share in (0, 1) of the images to isolate; the paper's 1%, far below the
     poisoning rate it expects. early: the loss of stage 1, by default `flooding()`; `local_gradient_ascent()` is the
-    other. early_config, unlearn_config, config: of stage 1, the ascent, and the last training, by default `EARLY`,
-    `UNLEARN` and the data set's recipe. strength: of the ascent in the last training, times `balance`. ceiling: in
-    nats, see `descend_and_ascend`; above half of it an image is disbelieved. agreement: the share of the lowest 1% (of
-    `isolate`, if that is less) that must have one label; below it nothing is unlearned. 0: in any case, as the paper.
+    other. early_config, config: of stage 1 and of the trainings, by default `EARLY` and the data set's recipe;
+    unlearn_config: of the ascent, by default `short(config)`. start: a network already trained on this set without a
+    defence, if there is one; it is left as it is, and saves a training. strength: of the ascent in the last training,
+    times `balance`. ceiling: in nats, see `descend_and_ascend`; above half of it an image is disbelieved. agreement:
+    the share of the lowest 1% (of `isolate`, if that is less) that must have one label; below it nothing is unlearned.
+    0: in any case, as the paper.
     Raises ValueError for a share that leaves no image on either side, and for weights out of range;
     FloatingPointError when a loss is no longer finite.
     """
@@ -162,7 +170,7 @@ def abl(
             f"abl: expected finite strength > 0 and ceiling > 0, and agreement in [0, 1]; got strength {strength!r}, "
             f"ceiling {ceiling!r}, agreement {agreement!r}."
         )
-    shared = {"seed": seed, "progress": progress}
+    config, shared = config or RECIPES.get(training_set.name, TrainConfig()), {"seed": seed, "progress": progress}
     first = train_early(training_set, arch=arch, loss=early, config=early_config, **shared)
     losses, history = first.losses.mean(0), list[Epoch]()
     label, share = one_class(training_set.labels.cpu()[lowest(losses, min(isolate, max(0.01, 20 / n)))])
@@ -177,7 +185,8 @@ def abl(
     isolated = lowest(losses, isolate)
     copies = max(1, round(SHARE_OF_BATCH * n / len(isolated)))
     apart = set_apart(training_set, isolated, copies)
-    doubter = train(copy.deepcopy(first.model), apart, config=unlearn_config, loss=objective(apart, 1.0), **shared)
+    doubter = copy.deepcopy(start) if start else train(arch, training_set, config=config, **shared)
+    train(doubter, apart, config=unlearn_config or short(config), loss=objective(apart, 1.0), **shared)
     doubted = disbelieved(doubter, training_set, label, ceiling / 2)
     apart = set_apart(training_set, isolated, copies, without=doubted)
     loss, network = objective(apart, strength), fresh(arch, training_set, seed)
