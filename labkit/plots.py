@@ -108,6 +108,22 @@ def training(history: Sequence[Epoch], *, title: str = "") -> Figure:
     return titled(figure, title)
 
 
+def race(
+    clean: Tensor, poisoned: Tensor, *, level: float | None = None, xlabel: str = "epoch", title: str = ""
+) -> Figure:
+    """Losses (nats) of clean (T, N) and poisoned (T, M) images at times 0 to T - 1: medians, bands that hold 80%."""
+    figure, ax = new_figure()
+    for values, colour, label, mark in ((clean, CLEAN, "clean", "o-"), (poisoned, TRIGGERED, "poisoned", "s--")):
+        low, middle, high = values.float().quantile(torch.tensor([0.1, 0.5, 0.9]), dim=1)
+        ax.fill_between(range(len(values)), low, high, color=colour, alpha=0.18, linewidth=0)
+        ax.plot(range(len(values)), middle, mark, color=colour, label=f"{label} ({values.shape[1]:,})")
+    if level is not None:
+        ax.axhline(level, color="black", linestyle=":", linewidth=1, label=f"{level:g} nats")
+    ax.set(xlabel=xlabel, ylabel="loss of an image (nats)", ylim=(0, None), xticks=range(len(clean)))
+    ax.legend(frameon=False)
+    return titled(figure, title)
+
+
 def sweep(
     x: Sequence[float],
     series: Mapping[str, Sequence[float] | Tensor],

@@ -22,6 +22,7 @@ def figures():
     yield plots.grid(image_set(3, channels=1).images)
     yield plots.before_after(data.images, BadNets(0).trigger(data.images), title="t", magnify=3)
     yield plots.training(history, title="t")
+    yield plots.race(torch.rand(3, 50) + 1, torch.rand(3, 9), level=0.5, title="t")
     yield plots.sweep([0.1, 1], {"CA": [0.9, 0.8], "ASR": [0.0, 1.0]}, xlabel="rate (%)", title="t", log=True)
     yield plots.scores(clean, triggered, 1.0, xlabel="entropy (bits)", title="t")
     yield plots.scores(torch.ones(5), torch.ones(5), xlabel="constant")
@@ -39,7 +40,7 @@ def test_every_figure_renders_and_none_stays_open():
 
 
 def test_axes_carry_units():
-    labels = [ax.get_xlabel() + ax.get_ylabel() for f in list(figures())[3:8] for ax in f.axes]
+    labels = [ax.get_xlabel() + ax.get_ylabel() for f in list(figures())[3:9] for ax in f.axes]
     assert all("(" in label and ")" in label for label in labels)
 
 

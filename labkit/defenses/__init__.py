@@ -1,5 +1,6 @@
 """The defender's side. A defence gets a model, clean data, inputs to judge: never a trigger, a target, an index."""
 
+from labkit.defenses.abl import ABLResult, abl
 from labkit.defenses.fine_prune import FinePruneResult, fine_prune
 from labkit.defenses.fine_tune import FineTuneResult, fine_tune
 from labkit.defenses.mode_connectivity import ModeConnectivityResult, mode_connectivity
@@ -14,6 +15,7 @@ from labkit.defenses.strip import StripResult, strip
 from labkit.defenses.unlearn import UnlearnResult, unlearn
 
 __all__ = [
+    "ABLResult",
     "FilterResult",
     "FinePruneResult",
     "FineTuneResult",
@@ -27,6 +29,7 @@ __all__ = [
     "SearchConfig",
     "StripResult",
     "UnlearnResult",
+    "abl",
     "anomaly_index",
     "fine_prune",
     "fine_tune",

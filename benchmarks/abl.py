@@ -1,0 +1,128 @@
+"""Anti-backdoor learning: what stage 1 isolates; CA, ASR and RA beside no defence and beside a naive filter.
+
+python benchmarks/abl.py --data signs cifar10 [--attacks BadNets Blend clean] [--rates 0.1 0.5] [--isolate 0.01 0.05]
+    [--early flooding local_gradient_ascent cross_entropy] [--filter 0.1] [--save]     (LABKIT_DATA: .npz files)
+
+Precision: the share of the isolated images that are poisoned. --early: the losses to compare in stage 1; the first is
+the one that ABL goes on with. --filter: also train on what is left when that share of the lowest losses is thrown away,
+which costs one more training each. "clean" is a set that nobody has touched. Times leave
+out the training without a defence, from which the ascent starts. The bars are for CIFAR-10, WRN-16-1, from
+Li et al. 2021; ours is `small_cnn`.
+"""
+
+import torch
+import torch.nn.functional as F
+from card import arguments, card
+
+from labkit import evaluate, load, train, victim
+from labkit.attacks import BadNets, Blend
+from labkit.defenses import abl
+from labkit.defenses.isolate import flooding, local_gradient_ascent, lowest, train_early
+from labkit.device import Timer
+
+ATTACKS = {"BadNets": BadNets, "Blend": Blend}
+EARLY = {"flooding": flooding(), "local_gradient_ascent": local_gradient_ascent(), "cross_entropy": F.cross_entropy}
+BARS = {("BadNets", 0.1): 3.04, ("Blend", 0.1): 16.23, ("BadNets", 0.5): 4.98, ("Blend", 0.5): 27.28}  # ASR in %
+
+
+def main():
+    options = arguments(
+        __doc__, data=["signs"], attacks=["BadNets", "Blend"], rates=["0.1"], isolate=["0.01"], early=["flooding"],
+        filter=[],
+    )  # fmt: skip
+    for name in options.data:
+        data = load(name)
+        for kind in options.attacks:
+            if kind == "clean":
+                untouched(name, data, options)
+                continue
+            for rate in map(float, options.rates):
+                measure(f"{kind} {rate:.0%} on {name}", ATTACKS[kind](target=0, rate=rate), data, options)
+
+
+def measure(title, attack, data, options):
+    """One poisoned set a seed, and one row for each way to train on it."""
+    rows, precision, seconds = {}, {}, {}
+    for seed in options.seeds:
+        poisoned = attack.poison(data.train, seed)
+        training_set, truth = poisoned.without_secrets(), poisoned.poisoned
+
+        def note(what, model, attack=attack, seed=seed):
+            rows.setdefault(what, []).append(evaluate(model, data.test, attack.trigger, attack.target))
+            print(f"  {title} seed {seed}, {what}: {rows[what][-1]}", flush=True)
+
+        def isolated(what, losses, truth=truth, seed=seed):
+            for share in (0.01, 0.05, 0.1, 0.2):
+                hits = float(truth[lowest(losses, share)].float().mean())
+                precision.setdefault((what, share), []).append(100 * hits)
+                print(f"  {title} seed {seed}, {what}: {hits:.1%} of the lowest {share:.0%} poisoned", flush=True)
+
+        start = victim(attack, data, seed=seed, progress=False).model
+        note("no defence", start)
+        for what in options.early[1:]:
+            isolated(what, train_early(training_set, loss=EARLY[what], seed=seed, progress=False).losses.mean(0))
+        for share in map(float, options.isolate):
+            with Timer() as timer:
+                made = abl(
+                    training_set, isolate=share, early=EARLY[options.early[0]], start=start, seed=seed, progress=False
+                )
+            print(f"  {title} seed {seed}, {made}", flush=True)
+            doubted = truth[made.disbelieved]
+            print(f"    of the disbelieved {int(doubted.sum()):,} of {int(truth.sum()):,} poisoned images", flush=True)
+            if made.unlearned:
+                note(f"ABL {share:.0%}, after the ascent", made.unlearned)
+            note(f"ABL {share:.0%}", made.model)
+            seconds.setdefault(f"ABL {share:.0%}", []).append(timer.seconds)
+        isolated(options.early[0], made.losses)
+        for share in map(float, options.filter):
+            keep = torch.ones(len(truth), dtype=torch.bool)
+            keep[lowest(made.losses, share)] = False
+            print(f"  {title} seed {seed}: the filter leaves {int(truth[keep].sum()):,} poisoned images", flush=True)
+            note(f"filter {share:.0%}", train("small_cnn", training_set[keep], seed=seed, progress=False))
+    n = f"{len(data.train):,} training images"
+    for (what, share), values in precision.items():
+        bar = ">= 95" if share == 0.01 else "-"
+        publish(f"{title}, {what}, precision of the lowest {share:.0%}", values, "%", n, bar, attack, options)
+    for what, reports in rows.items():
+        figures(f"{title}, {what}", reports, attack, data, options, what == "ABL 1%")
+        if what in seconds:
+            publish(f"{title}, {what}, time", seconds[what], "s", n, "-", attack, options)
+
+
+def figures(title, reports, attack, data, options, default):
+    bar = BARS.get((type(attack).__name__, attack.rate)) if data.name == "cifar10" and default else None
+    clean, stamped = f"{reports[0].n_clean:,} images", f"{reports[0].n_triggered:,} triggered"
+    ca, asr, ra = ([100 * v for v in column] for column in zip(*map(shares, reports), strict=True))
+    publish(f"{title}, CA", ca, "%", clean, "no defence - 1" if default else "-", attack, options)
+    publish(f"{title}, ASR", asr, "%", stamped, f"<= {bar}" if bar else "-", attack, options)
+    publish(f"{title}, RA", ra, "%", stamped, "-", attack, options)
+
+
+def shares(report) -> tuple[float, float, float]:
+    return report.clean_accuracy, report.attack_success_rate, report.robust_accuracy
+
+
+def untouched(name, data, options):
+    """A clean set: what is taken for poison, and what the defence costs."""
+    found: dict[str, list[float]] = {"no defence": [], "ABL": [], "ABL, unlearned in any case": [], "agreement": []}
+    for seed in options.seeds:
+        models = {"no defence": train("small_cnn", data.train, seed=seed, progress=False)}
+        for what, agreement in (("ABL", 0.8), ("ABL, unlearned in any case", 0.0)):
+            made = abl(data.train, early=EARLY[options.early[0]], agreement=agreement, seed=seed, progress=False)
+            print(f"  clean {name} seed {seed}, {made}", flush=True)
+            models[what] = made.model
+        found["agreement"].append(100 * made.agreement)
+        for what, model in models.items():
+            found[what].append(100 * evaluate(model, data.test).clean_accuracy)
+    for what, values in found.items():
+        n = f"{len(data.test):,} images" if what != "agreement" else f"lowest 1% of {len(data.train):,} images"
+        row = what if what == "agreement" else f"{what}, CA"
+        publish(f"clean {name}, {row}", values, "%", n, "-", "no attack", options)
+
+
+def publish(name, values, unit, n, bar, attack, options):
+    recipe = f"{attack}, small_cnn; stage 1 {options.early[0]}"
+    card(name, values, unit, seeds=options.seeds, n=n, recipe=recipe, bar=bar, save=options.save)
+
+
+main()
