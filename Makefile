@@ -11,7 +11,8 @@ export LABKIT_CACHE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-NBVAL = $(BIN)/python -m pytest -q --nbval-lax --nbval-current-env --nbval-cell-timeout=120
+# Runs are kept: the website and the tests of the labs read them instead of running the notebooks again.
+NBVAL = $(BIN)/python -m pytest -q -p labkit.course.keep_runs --nbval-lax --nbval-current-env --nbval-cell-timeout=120
 
 # $(call step,NAME,COMMANDS): run the commands, note the seconds for the summary of `make test`
 step = @mkdir -p .cache; echo "== $(1)"; start=$$(date +%s); { $(2); } && \
@@ -19,7 +20,7 @@ step = @mkdir -p .cache; echo "== $(1)"; start=$$(date +%s); { $(2); } && \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book test begin lint unit release notebooks wheel published lab bench clean
+.PHONY: help book test begin lint unit release notebooks whole wheel published lab bench clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -31,7 +32,8 @@ book: $(INSTALLED) ## environment, labs executed, course website built strictly;
 	@echo "The course website: file://$(CURDIR)/$(SITE)"
 
 # Cheap steps first: a typo fails in seconds, not after the labs have run.
-test: begin lint unit notebooks book published ## everything CI checks: style, types, unit tests, all notebooks, website, leaks
+test: export LABKIT_PROFILE = quick
+test: begin lint unit notebooks book whole published ## everything CI checks: style, types, unit tests, all notebooks, website, leaks
 	@echo "== every step passed"; cat .cache/summary.txt
 
 # --- their steps ------------------------------------------------------------------------------------------------------
@@ -44,11 +46,14 @@ lint: $(INSTALLED) ## ruff (code and notebooks) and pyright
 		$(BIN)/pyright --pythonpath $(BIN)/python)
 
 unit: $(INSTALLED) ## unit tests
-	$(call step,unit,$(BIN)/python -m pytest -q tests)
+	$(call step,unit,$(BIN)/python -m pytest -q tests -m "not whole")
 
 notebooks: release ## run every solved and every student notebook from top to bottom
-	$(call step,solved,LABKIT_PROFILE=quick $(NBVAL) labs)
-	$(call step,students,LABKIT_PROFILE=quick $(NBVAL) dist/student)
+	$(call step,solved,$(NBVAL) labs)
+	$(call step,students,$(NBVAL) dist/student)
+
+whole: $(INSTALLED) ## tests of whole runs of the labs and of the built website; quick after `make notebooks book`
+	$(call step,whole,$(BIN)/python -m pytest -q tests -m whole)
 
 release: $(INSTALLED) ## student notebooks and dist/student.zip
 	@rm -rf dist/student

@@ -337,7 +337,7 @@ def site() -> Path:
     return html if built > max(path.stat().st_mtime for path in sources) else build(PROJECT)
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_every_lab_has_a_page_with_outputs_and_gives_the_clean_notebook(site, tmp_path):
     release(PROJECT / "labs", tmp_path)
     assert len(LABS) >= len(EXPECTED_LABS)
@@ -353,7 +353,7 @@ def test_every_lab_has_a_page_with_outputs_and_gives_the_clean_notebook(site, tm
     assert (site / "student.zip").read_bytes() == (tmp_path / "student.zip").read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_every_public_module_has_an_api_page_that_shows_its_members(site):
     modules = dict(public_modules(PROJECT / "labkit"))
     assert {"labkit.attacks.badnets", "labkit.defenses.strip", "labkit.course.site"} <= set(modules)
@@ -364,7 +364,7 @@ def test_every_public_module_has_an_api_page_that_shows_its_members(site):
     assert 'id="labkit.attacks.badnets.BadNets.trigger"' in page
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_the_site_loads_nothing_from_elsewhere_and_no_link_inside_is_broken(site):
     assert outside_loads(site) == []
     broken, seen = [], 0
@@ -394,7 +394,7 @@ class Links(HTMLParser):
                 self.found.append(value)
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_a_page_renders_in_a_browser_without_a_network(site, tmp_path):
     page, asked = rendered(site / "notation.html", tmp_path)

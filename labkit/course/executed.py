@@ -2,6 +2,7 @@
 
     run(solved, where)          the notebook with outputs, executed by this Python in an empty folder
     run_once(solved, where)     the same, kept until the notebook or any file of labkit changes
+    keep(solved, outputs)       keeps a run that something else made (`keep_runs.py`)
     beside(student, solved)     the student's cells with those outputs, matched by cell id, fit for a page
 
 A page has no kernel and no network, so a widget stays only as the picture it carries, and progress bars go.
@@ -18,6 +19,7 @@ import re
 import sys
 import tempfile
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -78,11 +80,8 @@ def run_once(solved: dict[str, Any], where: str, timeout: int = SECONDS_PER_CELL
 
     Only whole runs without an error are kept.
     """
-    settings = sorted((k, v) for k, v in os.environ.items() if k.startswith("LABKIT_") and k != "LABKIT_CACHE")
-    versions = [sys.version, *(version(name) for name in ("torch", "numpy", "matplotlib", "ipywidgets"))]
-    key = hashlib.sha256(encode(solved) + repr([source_hash("."), versions, settings]).encode()).hexdigest()[:24]
     try:
-        path = cache_folder("runs") / f"{key}.ipynb"
+        path = kept_at(solved)
         with locked(path):
             if path.is_file():
                 with contextlib.suppress(ValueError):  # a damaged file is run again
@@ -93,6 +92,26 @@ def run_once(solved: dict[str, Any], where: str, timeout: int = SECONDS_PER_CELL
             return done
     except CacheUnavailable:
         return run(solved, where, timeout)
+
+
+def keep(solved: dict[str, Any], outputs: list[list[dict[str, Any]]]) -> None:
+    """Keeps a whole run made elsewhere, for `run_once`: the outputs of each code cell, in order."""
+    done = copy.deepcopy(solved)
+    cells = [cell for cell in done["cells"] if cell["cell_type"] == "code"]
+    for number, (cell, shown) in enumerate(zip(cells, outputs, strict=True), 1):
+        cell["execution_count"], cell["outputs"] = number, shown
+    with contextlib.suppress(CacheUnavailable):
+        path = kept_at(solved)
+        with locked(path), written_whole(path) as part:
+            part.write_bytes(encode(json.loads(nbformat.writes(nbformat.from_dict(done)))))
+
+
+def kept_at(solved: dict[str, Any]) -> Path:
+    """Where a run of this notebook is kept, with today's code, versions and settings."""
+    settings = sorted((k, v) for k, v in os.environ.items() if k.startswith("LABKIT_") and k != "LABKIT_CACHE")
+    versions = [sys.version, *(version(name) for name in ("torch", "numpy", "matplotlib", "ipywidgets"))]
+    key = hashlib.sha256(encode(solved) + repr([source_hash("."), versions, settings]).encode()).hexdigest()[:24]
+    return cache_folder("runs") / f"{key}.ipynb"
 
 
 def beside(student: dict[str, Any], executed: dict[str, Any], where: str = "notebook") -> dict[str, Any]:
