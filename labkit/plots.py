@@ -75,7 +75,7 @@ def before_after(clean: Tensor, triggered: Tensor, *, title: str = "", magnify: 
 
 
 def attention(
-    rows: Sequence[tuple[str, Tensor, Sequence[Tensor]]], columns: Sequence[str], *, title: str = "", size: float = 1.35
+    rows: Sequence[tuple[str, Tensor, Sequence[Tensor]]], columns: Sequence[str], *, title: str = "", size: float = 1.6
 ) -> Figure:
     """Where layers look: a row for each (name, image (C, H, W), maps (h, w), one a layer); bright is much, dark little.
 

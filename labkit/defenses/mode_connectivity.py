@@ -3,8 +3,8 @@
 Zhao, Chen, Das, Ramamurthy and Lin 2020, "Bridging Mode Connectivity in Loss Landscapes and Adversarial Robustness";
 curves and their training by Garipov, Izmailov, Podoprikhin, Vetrov and Wilson 2018, "Loss Surfaces, Mode Connectivity,
 and Fast Ensembling of DNNs". Two trained networks can be joined by a curve in weight space along which the training
-loss stays low. If the curve is trained on clean images, the clean task is all that is kept: whatever else the ends
-know, such as a backdoor, nobody looks after on the way.
+loss stays low. If the curve is trained on clean images, the clean task is all that is kept. In its middle, where the
+mixed weights are wrong about most images, the network is rebuilt from clean images, and without the backdoor.
 
     bezier, polygon     phi(t), the point between two ends and one bend
     Path                the module with weights phi(t), t drawn anew for each batch; only the bend is trained
