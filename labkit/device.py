@@ -18,6 +18,7 @@ import ctypes
 import os
 import platform
 import time
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -130,6 +131,7 @@ def _has_mps() -> bool:
     return torch.backends.mps.is_available()
 
 
+@cache
 def _cpu_has_bf16() -> bool:
     """True where the CPU multiplies bfloat16 in hardware: AVX512-BF16, AMX (Linux tells), or Arm's BF16 extension."""
     cpuinfo = Path("/proc/cpuinfo")

@@ -49,6 +49,7 @@ def test_the_cpu_is_asked_not_assumed(monkeypatch, tmp_path, words, dtype):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"flags : fpu sse2 {words}\n")
     monkeypatch.setattr(devices, "Path", lambda _: cpuinfo)
+    monkeypatch.setattr(devices, "_cpu_has_bf16", devices._cpu_has_bf16.__wrapped__)  # it remembers its answer
     assert describe_device("cpu").dtype == dtype
 
 

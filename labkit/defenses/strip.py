@@ -103,10 +103,11 @@ def perturbed_entropies(
     inputs, pool = device.layout(inputs), device.layout(pool)  # mixtures then come out in that layout too
     rows = []
     chunk = max(1, BATCH[device.type] // picks.shape[1])  # inputs at a time: their mixtures fill one batch
-    for x, pick in zip(inputs.split(chunk), picks.split(chunk), strict=True):
-        mixed = blend(x[:, None], pool[pick.to(device)])  # (B, 1, C, H, W) and (B, n, C, H, W) -> (B, n, C, H, W)
-        probs = forward(model, mixed.flatten(0, 1)).softmax(1)  # (B*n, K)
-        rows.append(entropy(probs).view(len(x), -1))
+    with device.autocast():  # around the loop: the weights are cast once, not for every batch
+        for x, pick in zip(inputs.split(chunk), picks.split(chunk), strict=True):
+            mixed = blend(x[:, None], pool[pick.to(device)])  # (B, 1, C, H, W) and (B, n, C, H, W) -> (B, n, C, H, W)
+            probs = forward(model, mixed.flatten(0, 1)).softmax(1)  # (B*n, K)
+            rows.append(entropy(probs).view(len(x), -1))
     return torch.cat(rows)
 
 
