@@ -15,8 +15,9 @@ within one standard error of the model's own accuracy on the images kept aside; 
 
 The defender has: the model, some clean images with labels. Not: the trigger. Lab 06.
 Ours differs: the paper leaves the depth and the rate to the defender. Our defaults were found by looking at the ASR of
-a few victims of one seed (10), on drawn signs outside the test set and on 3,000 of GTSRB's test images. Fails when: the clean set is too small to learn from, since what it can't
-teach again, the cut has destroyed; or the trigger is all over the image and every layer reads it (Blend).
+a few victims of one seed (10), on drawn signs outside the test set and on 3,000 of GTSRB's test images. Fails when: the
+clean set is too small to learn from, since what it can't teach again, the cut has destroyed; or the trigger is all over
+the image and every layer reads it (Blend).
 """
 
 from __future__ import annotations
