@@ -107,7 +107,7 @@ def untouched(name, data, options):
     found: dict[str, list[float]] = {"no defence": [], "ABL": [], "ABL, unlearned in any case": [], "agreement": []}
     for seed in options.seeds:
         models = {"no defence": train("small_cnn", data.train, seed=seed, progress=False)}
-        for what, agreement in (("ABL", 0.8), ("ABL, unlearned in any case", 0.0)):
+        for what, agreement in (("ABL", 0.6), ("ABL, unlearned in any case", 0.0)):
             made = abl(data.train, early=EARLY[options.early[0]], agreement=agreement, seed=seed, progress=False)
             print(f"  clean {name} seed {seed}, {made}", flush=True)
             models[what] = made.model

@@ -288,7 +288,7 @@ def test_most_of_the_set_may_be_poisoned(rate):
 def test_a_clean_set_has_nothing_to_unlearn():
     clean = varied()
     trained = abl(clean, isolate=0.05, seed=1, **FAST)
-    assert len(trained.isolated) == len(trained.disbelieved) == 0 and trained.agreement < 0.8
+    assert len(trained.isolated) == len(trained.disbelieved) == 0 and trained.agreement < 0.6
     assert "nothing unlearned" in str(trained) and "no one class stands out" in str(trained)
     assert same(state(trained.model), state(train("small_cnn", clean, config=SHORT, seed=1, progress=False)))
     in_any_case = abl(clean, isolate=0.05, agreement=0.0, seed=1, **FAST | {"config": EARLY})  # as the paper

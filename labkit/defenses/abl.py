@@ -145,7 +145,7 @@ def abl(
     start: nn.Module | None = None,
     strength: float = 0.5,
     ceiling: float = 5.0,
-    agreement: float = 0.8,
+    agreement: float = 0.6,
     seed: int = 0,
     progress: bool = True,
 ) -> ABLResult:
