@@ -7,6 +7,7 @@ Some arguments of `paint` and `objective` want gradients: what cuts them stops w
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -165,7 +166,7 @@ def _lambda_cases(seed: int) -> list[tuple]:
     return [(weight, list(run)) for run in (*runs, *broken)] + [(0.0, yes * 5), (0.0, no * 5), (0.0, yes * 4)]
 
 
-def _lambda_right(when) -> object:
+def _lambda_right(when) -> Callable[[Call], bool]:
     def holds(made: Call) -> bool:
         weight, worked = made.args
         return not when(weight, worked) or math.isclose(_number(made), made.expected, rel_tol=1e-4, abs_tol=1e-9)

@@ -20,7 +20,7 @@ from labkit.device import generator
 
 def _attention_map(features: Tensor, p: float = 2.0) -> Tensor:
     strength = features.abs().pow(p).sum(1)  # (B, C, H, W) -> (B, H, W)
-    return F.normalize(strength, dim=(1, 2))
+    return F.normalize(strength.flatten(1)).view_as(strength)
 
 
 def _feature_cases(seed: int) -> list[tuple]:
@@ -100,7 +100,7 @@ def _loss_cases(seed: int) -> list[tuple]:
     rng = generator(seed)
 
     def maps(batch: int, *sizes: tuple[int, int]) -> list[Tensor]:
-        return [F.normalize(torch.rand(batch, *size, generator=rng) ** 3, dim=(1, 2)) for size in sizes]
+        return [_attention_map(torch.rand(batch, 1, *size, generator=rng), p=3) for size in sizes]
 
     sizes = ((8, 8), (4, 6), (2, 2))
     cases = []
