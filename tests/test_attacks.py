@@ -86,7 +86,7 @@ def test_a_clean_model_hardly_falls_for_the_trigger(attack):
 def test_implanting_works_and_the_report_says_so(attack):
     strength = 0.5
     if attack.clean_label:  # where the class's own features are plain, the network has no need of the ripple
-        attack, strength = SIG(target=1, rate=0.9, delta=0.25), 0.1
+        attack, strength = SIG(target=1, rate=0.9, delta=0.4), 0.05
     data, test = (image_set(n, size=16, seed=seed, strength=strength) for n, seed in ((400, 0), (120, 9)))
     config = TrainConfig(epochs=8, batch_size=32, shift=0)
     made = attack.implant(data, config=config, test=test, progress=False)
