@@ -121,7 +121,7 @@ def test_a_run_is_kept_until_the_notebook_the_code_or_a_setting_changes(tmp_path
     first, second = ({"cells": [], "metadata": {"x": x}, "nbformat": 4, "nbformat_minor": 5} for x in (1, 2))
     assert executed.run_once(first, "a") == executed.run_once(first, "b") == first and ran == ["a"]
     executed.run_once(second, "c")
-    monkeypatch.setenv("LABKIT_PROFILE", "quick")
+    monkeypatch.setenv("LABKIT_PROFILE", "full")
     executed.run_once(first, "d")
     monkeypatch.setattr(executed, "source_hash", lambda *entries: "edited")
     executed.run_once(first, "e")
