@@ -27,8 +27,15 @@ from labkit.metrics import Report
 from labkit.models import build
 from labkit.train import TrainConfig
 
-# What decides a victim's weights.
-CODE = ("models.py", "train.py", "metrics.py", "channels.py", "data/imageset.py", "attacks")  # what decides the weights
+CODE = (  # what decides a victim's weights
+    "models.py",
+    "train.py",
+    "jpeg.py",
+    "metrics.py",
+    "channels.py",
+    "data/imageset.py",
+    "attacks",
+)
 
 
 def victim(

@@ -29,7 +29,8 @@ def given(monkeypatch):
             named_layer(made, "head.2").weight[: int(10 * config.lr + 1e-6), :4] = 0
         return FineTuneResult(made, ())
 
-    monkeypatch.setattr(importlib.import_module("labkit.defenses.fine_prune"), "fine_tune", stand_in)
+    for module in ("fine_prune", "fine_tune"):
+        monkeypatch.setattr(importlib.import_module(f"labkit.defenses.{module}"), "fine_tune", stand_in)
     return seen
 
 

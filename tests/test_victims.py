@@ -3,7 +3,9 @@
 import json
 import multiprocessing
 import os
+import re
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -185,3 +187,11 @@ def test_a_full_disk_costs_a_warning_and_keeps_the_victim(home, monkeypatch):
 def test_only_safetensors_and_json_are_written(home):
     make()
     assert {path.suffix for path in home.iterdir()} == {".safetensors", ".json", ".lock"}
+
+
+def test_whatever_the_training_imports_is_part_of_the_key():
+    folder = Path(victims.__file__).parent
+    for name in ("train.py", "models.py", "channels.py"):
+        wanted = re.findall(r"^from labkit\.(\w+) import", (folder / name).read_text(encoding="utf-8"), re.M)
+        others = {"device", "data"}  # the number format is in the card; images by fingerprint, ImageSet by its file
+        assert {f"{module}.py" for module in wanted if module not in others} <= set(victims.CODE), name

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit.data import ImageSet
-from labkit.defenses.fine_tune import fine_tune, gentle
+from labkit.defenses.fine_tune import fine_tune, gentle, tried
 from labkit.defenses.prune import PruneResult, check_clean, prune
 from labkit.device import generator
 from labkit.metrics import eval_mode, evaluate
@@ -85,16 +85,12 @@ def largest_rate(
     `cut` is fine-tuned at each rate until its accuracy is within a standard error of the model's; else the lowest rate
     is taken.
     """
-    train_on, judges = hold_out(clean, options["seed"])
-    accuracy, tried = [evaluate(model, judges).clean_accuracy], []
-    allowed = standard_error(accuracy[0], len(judges))
-    for rate in sorted(rates, reverse=True):
-        tuned = fine_tune(cut, train_on, config=replace(config, lr=rate), **options).model
-        tried.append(rate)
-        accuracy.append(evaluate(tuned, judges).clean_accuracy)
-        if accuracy[-1] >= accuracy[0] - allowed - 1e-6:
-            break
-    return tuple(tried), torch.tensor(accuracy), allowed
+    fitted, held_out = hold_out(clean, options["seed"])
+    before, rates = evaluate(model, held_out).clean_accuracy, sorted(rates, reverse=True)
+    allowed = standard_error(before, len(held_out))
+    trials = [replace(config, lr=rate) for rate in rates]
+    after = tried(cut, fitted, held_out, trials, before - allowed - 1e-6, **options)
+    return tuple(rates[: len(after)]), torch.tensor([before, *after]), allowed
 
 
 def fine_prune(
@@ -119,6 +115,6 @@ def fine_prune(
         raise ValueError(f"rates: expected learning rates above 0, such as (0.1, 0.02); got {rates!r}.")
     config, options = config or gentle(clean), {"seed": seed, "progress": progress}
     pruning = prune(model, clean, layer=layer, max_drop=max_drop)
-    tried, held_out, allowed = largest_rate(eval_mode(model), pruning.model, clean, rates, config, **options)
-    tuned = fine_tune(pruning.model, clean, config=replace(config, lr=tried[-1]), **options)
-    return FinePruneResult(tuned.model, tuned.history, pruning, tried, held_out, allowed)
+    used, held_out, allowed = largest_rate(eval_mode(model), pruning.model, clean, rates, config, **options)
+    tuned = fine_tune(pruning.model, clean, config=replace(config, lr=used[-1]), **options)
+    return FinePruneResult(tuned.model, tuned.history, pruning, used, held_out, allowed)

@@ -11,6 +11,7 @@ Lab 06.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -87,14 +88,27 @@ def firmest(
     held_out, fitted = divided(clean, seed)
     least = evaluate(model, held_out).clean_accuracy - max_drop - 1e-6
     trials = [replace(config or gentle(clean), lr=rate) for rate in sorted(rates, reverse=True)]
-    for trial in trials[:-1]:
+    accuracies = tried(model, fitted, held_out, trials[:-1], least, seed=seed, progress=progress)
+    return trials[len(accuracies) - 1] if accuracies and accuracies[-1] >= least else trials[-1]
+
+
+def tried(
+    model: nn.Module, fitted: ImageSet, held_out: ImageSet, trials: Sequence[TrainConfig], least: float, **options
+) -> list[float]:
+    """Held-out accuracy after fine-tuning with each of the trials, in order, up to the first that reaches `least`.
+
+    A training that diverges has none (NaN). options (seed, progress) go to `fine_tune`.
+    """
+    accuracies: list[float] = []
+    for trial in trials:
         try:
-            tuned = fine_tune(model, fitted, config=trial, seed=seed, progress=progress).model
-        except FloatingPointError:  # a rate at which training diverges is not afforded either
-            continue
-        if evaluate(tuned, held_out).clean_accuracy >= least:
-            return trial
-    return trials[-1]
+            tuned = fine_tune(model, fitted, config=trial, **options).model
+            accuracies.append(evaluate(tuned, held_out).clean_accuracy)
+        except FloatingPointError:
+            accuracies.append(math.nan)
+        if accuracies[-1] >= least:
+            break
+    return accuracies
 
 
 def divided(clean: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:

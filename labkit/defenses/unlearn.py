@@ -73,8 +73,8 @@ def unlearn(
 
     trigger: images -> images, used as it is, in floats: `neural_cleanse(...).trigger(k)`, or any other; None stamps
     nothing. share in (0, 1]. lr, batch_size: of labkit's SGD, which rises and falls within the epochs; the paper names
-    neither. A few hundred images want more epochs at a lower rate (Lab 08). No augmentation, which would move the
-    trigger. The input model is untouched.
+    neither. A few hundred images want more epochs (Lab 08). No augmentation, which would move the trigger. The input
+    model is untouched.
     stamp: your own `stamp_some`, if you like. Raises ValueError for a share or epochs out of range, a set smaller than
     a batch, a trigger that changes the images' shape or range; FloatingPointError when the loss is no longer finite.
     Warns of classes that `clean` lacks, and of a trigger that changes nothing.
