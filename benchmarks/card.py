@@ -6,6 +6,7 @@ import argparse
 import datetime
 import json
 import os
+import re
 import platform
 import statistics
 import subprocess
@@ -52,7 +53,7 @@ def card(name: str, values: list[float], unit: str, *, seeds: list[int], n: str,
         "date": datetime.date.today().isoformat(),
     }
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name.replace(' ', '_').replace('/', '-').replace(',', '').lower()}.json"
+    path = RESULTS / f"{'_'.join(re.findall(r'[a-z0-9.-]+', name.lower()))}.json"
     part = path.with_suffix(".part")
     part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     os.replace(part, path)
