@@ -6,8 +6,8 @@ import argparse
 import datetime
 import json
 import os
-import re
 import platform
+import re
 import statistics
 import subprocess
 import sys
