@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit.device import generator
+from labkit.layers import QuarterMean, TinyMapConv
 
 
 class Normalise(nn.Module):
@@ -63,8 +64,8 @@ class SmallCNN(nn.Sequential):
         self.stem = nn.Sequential(stem, nn.BatchNorm2d(32), nn.ReLU())
         self.block1 = conv(32, 64, pool=True)
         self.block2 = nn.Sequential(conv(64, 64), conv(64, 128, pool=True))
-        self.block3 = conv(128, 256)
-        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * 256, classes))
+        self.block3 = nn.Sequential(TinyMapConv(128, 256), nn.BatchNorm2d(256), nn.ReLU())
+        self.head = nn.Sequential(QuarterMean(), nn.Flatten(), nn.Linear(4 * 256, classes))
 
 
 class PreActBlock(nn.Module):

@@ -161,7 +161,8 @@ def sgd(model: nn.Module, config: TrainConfig) -> torch.optim.SGD:
     weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())  # one pass over the weights
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=fused)
 
 
 def one_cycle(warmup: float, steps: int) -> Callable[[int], float]:

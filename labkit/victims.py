@@ -29,6 +29,7 @@ from labkit.train import TrainConfig
 
 CODE = (  # what decides a victim's weights
     "models.py",
+    "layers.py",
     "train.py",
     "jpeg.py",
     "metrics.py",

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from labkit.channels import activity
-from labkit.defenses.fine_prune import fine_prune, hold_out, standard_error
-from labkit.defenses.fine_tune import FineTuneResult, fine_tune
+from labkit.defenses.fine_prune import fine_prune, standard_error
+from labkit.defenses.fine_tune import FineTuneResult, fine_tune, hold_out
 from labkit.defenses.prune import prune
 from labkit.metrics import evaluate, predict
 from labkit.models import named_layer

@@ -9,7 +9,8 @@ from conftest import PROJECT
 
 # A module imports from its own part and from earlier tiers.
 TIERS = (
-    ("cache", "device", "jpeg", "models", "profiles"),
+    ("cache", "device", "jpeg", "layers", "profiles"),
+    ("models",),
     ("data",),
     ("metrics", "train", "channels"),
     ("attacks", "defenses"),

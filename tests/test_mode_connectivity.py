@@ -230,7 +230,7 @@ def test_the_point_is_chosen_on_images_that_trained_nothing(monkeypatch):
     monkeypatch.setattr(module, "evaluate", lambda m, d: (judged.append(d), real["evaluate"](m, d))[1])
     clean = image_set(40, size=16, seed=1)
     mode_connectivity(trained(), clean, config=SHORT, grid=[0, 1], progress=False)
-    assert [len(d) for d in fitted] == [32, 32] and [len(d) for d in judged] == [8, 8]
+    assert [len(d) for d in fitted] == [30, 30] and [len(d) for d in judged] == [10, 10]
     pixels = [{tuple(image.flatten().tolist()) for image in d.images} for d in (fitted[0], fitted[1], judged[0])]
     assert pixels[0] == pixels[1] and not pixels[0] & pixels[2]
 
@@ -274,8 +274,8 @@ def test_the_record_holds_the_path_and_says_what_was_chosen():
     [
         ({"other": build("wrn16_1", 3, 4).eval()}, "the same architecture; 'stem.0.weight' is"),
         ({"other": build("small_cnn", 3, 5).eval()}, r"'head.2.weight' is \(4, \d+\) in one and \(5, \d+\)"),
-        ({"clean": image_set(8, size=16)}, "at least 10 images; got 8"),
-        ({"clean": image_set(8, size=16)[:0]}, "at least 10 images; got 0"),
+        ({"clean": image_set(3, size=16)}, "at least 4 images; got 3"),
+        ({"clean": image_set(8, size=16)[:0]}, "at least 4 images; got 0"),
         ({"grid": [0, 1.1]}, r"points and max_drop in \[0, 1\]"),
         ({"grid": []}, r"points and max_drop in \[0, 1\]"),
         ({"max_drop": 2.0}, r"points and max_drop in \[0, 1\]; .* max_drop 2.0"),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from labkit.defenses import fine_tune, nad
-from labkit.defenses.fine_tune import divided, firmest
+from labkit.defenses.fine_tune import firmest, hold_out
 from labkit.defenses.nad import attention_distance, attention_map, listening, spatial_layers
 from labkit.models import build
 from labkit.train import TrainConfig
@@ -199,8 +199,8 @@ def test_the_highest_rate_that_clean_accuracy_affords_is_chosen(tuning):
 def test_held_out_images_are_not_fitted(tuning):
     clean = image_set(60)
     firmest(PatchDetector(0).eval(), clean, seed=3)
-    held_out, fitted = divided(clean, 3)
-    assert len(held_out) == 12 and all(torch.equal(seen.images, fitted.images) for _, seen in tuning)
+    fitted, held_out = hold_out(clean, 3)
+    assert len(held_out) == 15 and all(torch.equal(seen.images, fitted.images) for _, seen in tuning)
     pixels = [{image.numpy().tobytes() for image in part.images} for part in (held_out, fitted)]
     assert not pixels[0] & pixels[1] and len(pixels[0] | pixels[1]) == 60
 

@@ -30,9 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from labkit.data import ImageSet
-from labkit.defenses.fine_tune import fine_tune, gentle, tried
+from labkit.defenses.fine_tune import fine_tune, gentle, hold_out, tried
 from labkit.defenses.prune import PruneResult, check_clean, prune
-from labkit.device import generator
 from labkit.metrics import eval_mode, evaluate
 from labkit.train import Epoch, TrainConfig
 
@@ -61,15 +60,6 @@ class FinePruneResult:
             f"{len(self.history)} epochs at lr {self.tried[-1]:g} (tried: {tried}); accuracy on clean images kept "
             f"aside {before:.1%} before, {after:.1%} after, allowed drop {self.allowed:.1%}{missed}"
         )
-
-
-def hold_out(clean: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
-    """The clean set in two: to train on, and every fourth image of each class to judge by."""
-    order = torch.randperm(len(clean), generator=generator(seed))
-    order = order[clean.labels[order].argsort(stable=True)]  # class by class, shuffled within each
-    aside = torch.zeros(len(clean), dtype=torch.bool)
-    aside[order[1::4]] = True
-    return clean[~aside], clean[aside]
 
 
 def standard_error(accuracy: float, n: int) -> float:

@@ -78,14 +78,15 @@ def firmest(
 ) -> TrainConfig:
     """The training at the highest of `rates` that clean accuracy affords: chosen without the trigger.
 
-    A higher rate removes more of a backdoor and costs more accuracy, and only the second can be seen. A fifth of the
-    clean set is held out and the rest fine-tunes the model at each rate, highest first, until the held-out accuracy is
-    at most max_drop (a share) below the model's own; if no rate affords it, the lowest. config: all but the rate, by
-    default `gentle(clean)`. Raises ValueError for no rates, a max_drop outside [0, 1], fewer than ten clean images.
+    A higher rate removes more of a backdoor and costs more accuracy, and only the second can be seen. A quarter of
+    the clean set is held out (`hold_out`), the rest fine-tunes the model at each rate, highest first, until the
+    held-out accuracy is at most max_drop (a share) below the model's own; if no rate affords it, the lowest.
+    config: all but the rate, by default `gentle(clean)`. Raises ValueError for no rates, a max_drop outside [0, 1],
+    fewer than four clean images.
     """
     if not rates or not 0 <= max_drop <= 1:
         raise ValueError(f"firmest: expected learning rates and max_drop in [0, 1]; got {rates!r}, {max_drop!r}.")
-    held_out, fitted = divided(clean, seed)
+    fitted, held_out = hold_out(clean, seed)
     least = evaluate(model, held_out).clean_accuracy - max_drop - 1e-6
     trials = [replace(config or gentle(clean), lr=rate) for rate in sorted(rates, reverse=True)]
     accuracies = tried(model, fitted, held_out, trials[:-1], least, seed=seed, progress=progress)
@@ -111,8 +112,14 @@ def tried(
     return accuracies
 
 
-def divided(clean: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
-    """(held out, fitted): a random fifth of the clean set and the rest. Raises ValueError for less than ten images."""
-    check_clean(clean, least=10)
+def hold_out(clean: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
+    """The clean set in two: to train on, and every fourth image of each class to judge by.
+
+    Raises ValueError for fewer than four images.
+    """
+    check_clean(clean, least=4)
     order = torch.randperm(len(clean), generator=generator(seed))
-    return clean[order[: len(clean) // 5]], clean[order[len(clean) // 5 :]]
+    order = order[clean.labels[order].argsort(stable=True)]  # class by class, shuffled within each
+    aside = torch.zeros(len(clean), dtype=torch.bool)
+    aside[order[1::4]] = True
+    return clean[~aside], clean[aside]

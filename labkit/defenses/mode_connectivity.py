@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from labkit.data import ImageSet
-from labkit.defenses.fine_tune import divided, fine_tune, firmest, gentle
+from labkit.defenses.fine_tune import fine_tune, firmest, gentle, hold_out
 from labkit.device import device_of, generator
 from labkit.metrics import BATCH, evaluate
 from labkit.train import Epoch, TrainConfig, train
@@ -184,13 +184,13 @@ def mode_connectivity(
 ) -> ModeConnectivityResult:
     """The model in the middle of a path of low clean loss that starts at `model`; the input models are untouched.
 
-    A fifth of the clean set is held out to choose t; the rest trains the bend and, without `other`, fine-tunes the
+    A quarter of the clean set is held out to choose t; the rest trains the bend and, without `other`, fine-tunes the
     other end. other: a second model of the same architecture, backdoored or not. curve: `bezier`, `polygon` or your
     own. grid: the points tried. max_drop: how far below the best point's held-out accuracy the chosen one may lie, a
     share; so large by default that the middle, where least is left of either end, is taken unless it is useless.
     config: of both trainings; by default `patient(clean)` for the bend, whose rate `quicker` then raises, and
     `firmest(model, clean)` for the other end. `result.at(t)` is the model anywhere on the path.
-    Raises ValueError for ends of different architecture, fewer than ten clean images, a grid or max_drop outside
+    Raises ValueError for ends of different architecture, fewer than four clean images, a grid or max_drop outside
     [0, 1]; FloatingPointError when the loss is no longer finite.
     """
     grid = tuple(float(t) for t in grid)
@@ -198,7 +198,7 @@ def mode_connectivity(
         raise ValueError(
             f"mode_connectivity: expected points and max_drop in [0, 1]; got grid {grid}, max_drop {max_drop!r}."
         )
-    held_out, fitted = divided(clean, seed)
+    fitted, held_out = hold_out(clean, seed)
     shared = {"seed": seed, "progress": progress}
     if other is None:
         firm = config or firmest(model, clean, **shared)
