@@ -20,7 +20,7 @@ from labkit.course.apidoc import as_rst, field_comments, public_modules
 from labkit.course.executed import WIDGET, beside, run
 from labkit.course.notebooks import encode
 from labkit.course.offline import loads_in, outside_loads
-from labkit.course.pages import contact_sheet, lab_page, results_page, without_missing_labs
+from labkit.course.pages import contact_sheet, lab_page, without_missing_labs
 from labkit.course.release import release, student_notebook
 from labkit.course.site import build, jupyter_book, swap
 
@@ -256,32 +256,6 @@ def test_a_lab_page_has_a_download_link_under_its_title():
     assert first == "# Lab 07" and '../_sources/labs/07_x.ipynb" download=' in link and rest == ["", "Why?"]
     with pytest.raises(ValueError, match="title"):
         lab_page(notebook(cell("title", "Lab 07", "markdown")), "07_x")
-
-
-CARD = {
-    "name": "STRIP <FAR>", "value": 0.0041239, "unit": "share", "spread": 0.001, "n": 3, "seeds": [0, 1, 2],
-    "machine": "2 cores", "recipe": "signs", "command": "make bench", "date": "2026-01-01",
-}  # fmt: skip
-
-
-def test_results_come_from_cards(tmp_path):
-    assert "No card" in results_page(tmp_path / "none")
-    (tmp_path / "far.json").write_text(json.dumps(CARD))
-    page = results_page(tmp_path)
-    for part in ("STRIP &lt;FAR&gt;", "<strong>0.004124</strong> share ± 0.001", "0, 1, 2", "<code>make bench</code>"):
-        assert part in page
-    assert "±" not in results_page_of(tmp_path, CARD | {"spread": None})
-    many = CARD | {"value": 12073.4, "unit": "images/s", "spread": [11900.0, 12200.0]}
-    assert "<strong>12,073</strong> images/s (11,900 to 12,200)" in results_page_of(tmp_path, many)
-    for broken in ("{", "[]", json.dumps({"name": "x"})):
-        (tmp_path / "far.json").write_text(broken)
-        with pytest.raises(ValueError, match="expected a"):
-            results_page(tmp_path)
-
-
-def results_page_of(folder: Path, card: dict) -> str:
-    (folder / "far.json").write_text(json.dumps(card))
-    return results_page(folder)
 
 
 def test_the_contact_sheet_is_the_same_picture_each_time(tmp_path):

@@ -2,7 +2,7 @@
 
     build   1. release: student notebooks and student.zip, the download of each page
             2. run every solved lab                                                     (executed)
-            3. assemble Sphinx's source: book/, labs, API pages, results, pictures      (pages, apidoc)
+            3. assemble Sphinx's source: book/, labs, API pages, results, pictures      (pages, results, apidoc)
             4. jupyter-book, where every warning is an error
             5. downloads, MathJax; nothing may load from another host                   (offline)
             6. swap the finished site in
@@ -26,8 +26,9 @@ from labkit.course.apidoc import write_api
 from labkit.course.executed import beside, run_once
 from labkit.course.notebooks import encode, lab_paths, read
 from labkit.course.offline import add_mathjax, outside_loads
-from labkit.course.pages import contact_sheet, lab_page, results_page, without_missing_labs
+from labkit.course.pages import contact_sheet, lab_page, without_missing_labs
 from labkit.course.release import release
+from labkit.course.results import results_page
 
 JUPYTER_BOOK = "import sys; from jupyter_book.cli.main import main; sys.exit(main(prog_name='jupyter-book'))"
 STRICT = ("-W", "-n", "--keep-going")
@@ -69,7 +70,7 @@ def assemble(root: Path, students: Path, source: Path) -> None:
         (source / "labs" / path.name).write_bytes(encode(lab_page(page, path.stem)))
         print(f"{path.name}: outputs after {time.perf_counter() - start:.0f} s", file=sys.stderr)
     write_api(root / "labkit", source / "api")
-    (source / "results.md").write_text(results_page(root / "results"), encoding="utf-8")
+    (source / "results.md").write_text(results_page(root / "results", root / "benchmarks"), encoding="utf-8")
     stamped = contact_sheet(source / "_static" / "signs.jpg")
     for page in source.glob("*.md"):
         text = without_missing_labs(page.read_text(encoding="utf-8"), {path.stem for path in labs})
