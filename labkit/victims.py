@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,8 @@ from labkit.metrics import Report
 from labkit.models import build
 from labkit.train import TrainConfig
 
-CODE = (  # what decides a victim's weights
-    "models.py",
-    "layers.py",
-    "train.py",
-    "jpeg.py",
-    "metrics.py",
-    "channels.py",
-    "data/imageset.py",
-    "attacks",
-)
+IMPORTED = re.compile(r"^\s*from (labkit[\w.]*) import", re.M)
+KNOWN_OTHERWISE = ("device", "data")  # the number format is in the card; images by fingerprint, ImageSet by its file
 
 
 def victim(
@@ -50,7 +43,11 @@ def victim(
     """
     device = pick_device()
     card = card_of(attack, data.train, arch, seed, config)
-    card |= {"test": data.test.fingerprint, "number_format": f"{device.type} {device.dtype}", "code": code_hash()}
+    card |= {
+        "test": data.test.fingerprint,
+        "number_format": f"{device.type} {device.dtype}",
+        "code": source_hash(*code_of(attack)),
+    }
     name = f"{type(attack).__name__.lower()}-{data.name}-{arch}-{seed}-{hash_of(card)}"
 
     def make() -> Victim:
@@ -123,6 +120,20 @@ def file_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def code_hash() -> str:
-    """A hash of the source files that decide a victim's weights: edit one, and old victims are not read again."""
-    return source_hash(*CODE)
+def code_of(attack) -> tuple[str, ...]:
+    """The source files, as paths inside labkit, that decide a victim's weights: edit one, and it is trained anew.
+
+    They are those of the attack, of an attack inside it, and all that these import; other attacks' files don't count.
+    """
+    home, found = Path(__file__).parent, {"data/imageset.py"}
+    parts = [attack, *(value for value in vars(attack).values() if is_dataclass(value))]
+    waiting = [kind.__module__ for part in parts for kind in type(part).__mro__]
+    while waiting:
+        _, *names = waiting.pop().split(".")
+        path = home.joinpath(*names)
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        name = path.relative_to(home).as_posix()
+        if names and names[0] not in KNOWN_OTHERWISE and name not in found and path.is_file():
+            found.add(name)
+            waiting += IMPORTED.findall(path.read_text(encoding="utf-8"))
+    return tuple(sorted(found))

@@ -3,15 +3,13 @@
 import json
 import multiprocessing
 import os
-import re
 import stat
-from pathlib import Path
 
 import pytest
 import torch
 
 from labkit import victim, victims
-from labkit.attacks import BadNets, Blend
+from labkit.attacks import BadNets, Blend, PruningAware
 from labkit.train import TrainConfig
 from tests.tiny import splits
 
@@ -61,7 +59,7 @@ def test_anything_else_is_another_victim(home, other):
 
 def test_other_data_code_or_number_format_is_another_victim(home, monkeypatch):
     make()
-    monkeypatch.setattr(victims, "code_hash", lambda: "edited")
+    monkeypatch.setattr(victims, "code_of", lambda attack: ("train.py",))
     assert make()[1]
     monkeypatch.setenv("LABKIT_DEVICE", "cpu,fp32")
     first = make()[1]
@@ -189,9 +187,15 @@ def test_only_safetensors_and_json_are_written(home):
     assert {path.suffix for path in home.iterdir()} == {".safetensors", ".json", ".lock"}
 
 
-def test_whatever_the_training_imports_is_part_of_the_key():
-    folder = Path(victims.__file__).parent
-    for name in ("train.py", "models.py", "channels.py"):
-        wanted = re.findall(r"^from labkit\.(\w+) import", (folder / name).read_text(encoding="utf-8"), re.M)
-        others = {"device", "data"}  # the number format is in the card; images by fingerprint, ImageSet by its file
-        assert {f"{module}.py" for module in wanted if module not in others} <= set(victims.CODE), name
+def test_the_key_knows_the_attacks_own_code_all_that_it_imports_and_no_other_attacks():
+    shared = {"attacks/base.py", "data/imageset.py", "train.py", "models.py", "layers.py", "jpeg.py", "metrics.py"}
+    plain, aware = (set(victims.code_of(attack)) for attack in (BadNets(), PruningAware(Blend())))
+    assert plain == shared | {"attacks/badnets.py"}
+    assert aware == shared | {"attacks/pruning_aware.py", "attacks/blend.py", "channels.py"}
+
+
+def test_an_attack_of_ones_own_is_known_by_what_it_is_built_on():
+    class Mine(BadNets):
+        pass
+
+    assert victims.code_of(Mine()) == victims.code_of(BadNets())
