@@ -1,6 +1,7 @@
 """Fine-tuning, NAD and mode connectivity repair on the same victims and clean images: CA, ASR and RA of each.
 
-python benchmarks/distil.py --data signs cifar10 [--attacks BadNets Blend] [--save]   (LABKIT_DATA: .npz files)
+python benchmarks/distil.py --data signs cifar10 [--attacks BadNets Blend] [--repairs nad] [--save]
+    (LABKIT_DATA: .npz files; --repairs: some of the rows below, by default all)
 
 Every repair runs at its defaults on the defender's clean set. Rows: `fine_tune`, gentle; `teacher`, fine-tuning as NAD
 does it, so that the row below shows what the attention term adds; `nad`; `mode_connectivity` between the victim and the
@@ -17,29 +18,28 @@ from labkit.defenses import fine_tune, mode_connectivity, nad
 from labkit.device import Timer
 
 ATTACKS = {"BadNets": BadNets, "Blend": Blend}
+REPAIRS = {
+    "fine_tune": lambda model, other, clean, **options: fine_tune(model, clean, **options),
+    "nad": lambda model, other, clean, **options: nad(model, clean, **options),
+    "mode_connectivity": lambda model, other, clean, **options: mode_connectivity(model, clean, other=other, **options),
+    "mode_connectivity_one_model": lambda model, other, clean, **options: mode_connectivity(model, clean, **options),
+}
 BARS = {"nad": (82.18, 3.56), "mode_connectivity": (78.49, 3.32)}  # CA above, ASR at most, in %
 
 
 def main():
-    options = arguments(__doc__, data=["signs"], attacks=["BadNets", "Blend"])
+    options = arguments(__doc__, data=["signs"], attacks=["BadNets", "Blend"], repairs=list(REPAIRS))
     for name in options.data:
         data = load(name)
         for attack in options.attacks:
             measure(f"{attack} on {name}", ATTACKS[attack](target=0, rate=0.1), data, options)
 
 
-def repairs(made, other, clean, seed):
+def repairs(made, other, clean, seed, names):
     """(name, repaired model, record, seconds) of each repair of one victim; the teacher is NAD's own."""
-    shared = {"seed": seed, "progress": False}
-    runs = {
-        "fine_tune": lambda: fine_tune(made.model, clean, **shared),
-        "nad": lambda: nad(made.model, clean, **shared),
-        "mode_connectivity": lambda: mode_connectivity(made.model, clean, other=other.model, **shared),
-        "mode_connectivity_one_model": lambda: mode_connectivity(made.model, clean, **shared),
-    }
-    for name, run in runs.items():
+    for name in names:
         with Timer() as timer:
-            result = run()
+            result = REPAIRS[name](made.model, other.model, clean, seed=seed, progress=False)
         if name == "nad":
             yield "teacher", result.teacher, "NAD's teacher", None
         yield name, result.model, result, timer.seconds
@@ -55,7 +55,7 @@ def measure(title, attack, data, options):
     for i, seed in enumerate(options.seeds):
         made, other = victims[i], victims[(i + 1) % len(victims)]
         rows.setdefault("none", []).append(made.report)
-        for name, model, record, took in repairs(made, other, data.clean, seed):
+        for name, model, record, took in repairs(made, other, data.clean, seed, options.repairs):
             rows.setdefault(name, []).append(evaluate(model, data.test, made.trigger, made.target))
             if took is not None:
                 seconds.setdefault(name, []).append(took)

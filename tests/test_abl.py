@@ -1,6 +1,7 @@
 """Anti-backdoor learning: losses and objectives by hand, laws of isolating, and a poisoned set that it must survive."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -10,8 +11,23 @@ from torch import nn
 from labkit import ImageSet, TrainConfig, evaluate, train
 from labkit.attacks import BadNets
 from labkit.defenses import abl
-from labkit.defenses.abl import balance, descend_and_ascend, disbelieved, odds_against, one_class, set_apart
-from labkit.defenses.isolate import flooding, image_losses, local_gradient_ascent, lowest, train_early
+from labkit.defenses.abl import (
+    balance,
+    descend_and_ascend,
+    disbelieved,
+    odds_against,
+    one_class,
+    set_apart,
+)
+from labkit.defenses.isolate import (
+    flooding,
+    image_losses,
+    local_gradient_ascent,
+    lowest,
+    suspects,
+    train_early,
+    two_heaps,
+)
 from labkit.models import build
 from tests.tiny import image_set, linear_model
 
@@ -153,6 +169,38 @@ def test_isolated_images_are_set_apart_and_marked():
     fewer = set_apart(data, torch.tensor([7, 2]), without=torch.tensor([2, 5, 9]))
     assert torch.equal(fewer.images, data.images[[0, 1, 3, 4, 6, 8, 7, 2]])
     assert len(set_apart(data, torch.empty(0, dtype=torch.int64))) == 10
+
+
+def test_the_cut_between_two_heaps_is_where_their_means_are_furthest_apart():
+    values = torch.tensor([5.0, 0.1, 5.2, 0.3, 0.2, 4.9])
+    assert two_heaps(values) == pytest.approx(0.3)
+    drawn = torch.randn(60, generator=torch.Generator().manual_seed(0))
+    by_hand = {
+        float(c): (drawn <= c).sum() * (drawn > c).sum() * (drawn[drawn <= c].mean() - drawn[drawn > c].mean()) ** 2
+        for c in drawn.sort().values[:-1]
+    }
+    assert two_heaps(drawn) == pytest.approx(max(by_hand, key=by_hand.__getitem__))
+
+
+def test_suspects_are_the_faster_heap_of_the_label():
+    labels = torch.tensor([1, 0, 1, 2, 1, 0, 2, 1])
+    losses = torch.tensor([1e-4, 1e-5, 0.5, 0.4, 0.0, 2.0, 1.0, 3.0])
+    assert suspects(losses, labels, 1).tolist() == [0, 4] and suspects(losses, labels, 1).dtype == torch.int64
+    assert suspects(losses, labels, 0).tolist() == [1]
+    assert len(suspects(losses, labels, 3)) == len(suspects(losses[:2], labels[:2], 1)) == 0
+
+
+def test_suspects_do_not_pull_against_the_ascent(poisoned, result, monkeypatch):
+    seen, module = [], sys.modules["labkit.defenses.abl"]
+
+    def noted(*arguments, **options):
+        seen.append(options["without"])
+        return set_apart(*arguments, **options)
+
+    monkeypatch.setattr(module, "set_apart", noted)
+    abl(poisoned.without_secrets(), isolate=0.05, **FAST | {"config": EARLY})
+    assert torch.equal(seen[0], suspects(result.losses, poisoned.labels, 1))
+    assert poisoned.poisoned[seen[0]].float().mean() > 0.8
 
 
 def test_the_odds_against_a_label():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from labkit.defenses import fine_tune, nad
-from labkit.defenses.fine_tune import firmest, hold_out
+from labkit.defenses.fine_tune import firmest, gentle, hold_out
 from labkit.defenses.nad import attention_distance, attention_map, listening, spatial_layers
 from labkit.models import build
 from labkit.train import TrainConfig
@@ -205,11 +205,23 @@ def test_held_out_images_are_not_fitted(tuning):
     assert not pixels[0] & pixels[1] and len(pixels[0] | pixels[1]) == 60
 
 
-def test_by_default_the_rate_is_the_firmest():
+def test_by_default_the_teacher_is_trained_firmly_and_the_student_gently():
     model, clean = trained(), image_set(40, size=16, seed=1)
-    config = firmest(model, clean, seed=2, progress=False)
-    one, two = (nad(model, clean, seed=2, config=c, progress=False) for c in (None, config))
-    assert same(state(one.model), state(two.model)) and same(state(one.teacher), state(two.teacher))
+    firm = firmest(model, clean, max_drop=0.1, seed=2, progress=False)
+    teacher = fine_tune(model, clean, config=firm, seed=2, progress=False).model
+    gently = replace(gentle(clean), lr=gentle(clean).lr / 2)
+    by_default = nad(model, clean, seed=2, progress=False)
+    by_hand = nad(model, clean, teacher=teacher, config=gently, seed=2, progress=False)
+    assert gently.lr < firm.lr
+    assert same(state(by_default.teacher), state(teacher)) and same(state(by_default.model), state(by_hand.model))
+
+
+def test_a_config_is_that_of_both():
+    model, clean = trained(), image_set(40, size=16, seed=1)
+    config = replace(gentle(clean), epochs=2, lr=0.05)
+    both = nad(model, clean, seed=2, config=config, progress=False)
+    assert len(both.history) == 2
+    assert same(state(both.teacher), state(fine_tune(model, clean, config=config, seed=2, progress=False).model))
 
 
 @pytest.mark.parametrize("change", [{"rates": ()}, {"max_drop": 1.5}, {"max_drop": -0.1}])
