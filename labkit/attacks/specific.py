@@ -31,8 +31,8 @@ class ImageToMap(nn.Module):
     def __init__(self, channels: int, outputs: int, extra: int = 0, width: int = 32):
         super().__init__()
         self.channels = channels
-        self.half = _layer(nn.Conv2d(channels, width, 4, 2, 1), width)
-        self.quarter = _layer(nn.Conv2d(width, 2 * width, 4, 2, 1), 2 * width)
+        self.down = _layer(nn.Conv2d(channels, width, 4, 2, 1), width)
+        self.deeper = _layer(nn.Conv2d(width, 2 * width, 4, 2, 1), 2 * width)
         self.middle = _layer(nn.Conv2d(2 * width + extra, 2 * width, 3, 1, 1), 2 * width)
         self.up = _layer(nn.Conv2d(2 * width, 4 * width, 3, 1, 1), 4 * width)
         self.out = nn.Conv2d(2 * width, 4 * outputs, 3, 1, 1)
@@ -45,8 +45,8 @@ class ImageToMap(nn.Module):
                 "Give it images like those it was trained on."
             )
         x = F.pad(4 * images - 2, (0, -width % 4, 0, -height % 4), mode="replicate")
-        half = self.half(x)  # (N, w, H/2, W/2)
-        low = self.quarter(half)  # (N, 2w, H/4, W/4)
+        half = self.down(x)  # (N, w, H/2, W/2)
+        low = self.deeper(half)  # (N, 2w, H/4, W/4)
         if extra is not None:
             low = torch.cat([low, extra[:, :, None, None].expand(-1, -1, *low.shape[2:]).to(low)], 1)
         up = F.pixel_shuffle(self.up(self.middle(low)), 2)  # (N, 4w, H/4, W/4) -> (N, w, H/2, W/2)
