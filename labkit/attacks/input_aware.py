@@ -31,8 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from labkit.attacks.base import Victim, card_of, check_rate
-from labkit.attacks.specific import ImageToMap, SpecificTrigger, batches, descend, seeded
+from labkit.attacks.base import Victim, card_of, check_batch, check_rate
+from labkit.attacks.specific import SMALLEST, ImageToMap, SpecificTrigger, batches, descend, seeded
 from labkit.data import ImageSet
 from labkit.device import device_of, generator, pick_device
 from labkit.metrics import check_target, evaluate
@@ -119,9 +119,9 @@ class InputAware:
         """
         check_target(self.target, len(data.classes))
         recipe = config or RECIPES.get(data.name, TrainConfig())
+        check_batch(data.images[:1], SMALLEST, SMALLEST)
         device = pick_device()
         trigger = self.build_trigger(data, seed)
-        trigger(data.images[:1])  # says so if the images are too small
         device.place(trigger)
         train_masks(trigger, data, self, recipe, seed, progress)
         model = device.place(build(arch, data.images.shape[1], len(data.classes), seed))

@@ -32,8 +32,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from labkit.attacks.base import PoisonAttack, PoisonedSet, Victim, card_of, check_rate
-from labkit.attacks.specific import ImageToMap, SpecificTrigger, batches, descend, seeded
+from labkit.attacks.base import PoisonAttack, PoisonedSet, Victim, card_of, check_batch, check_rate
+from labkit.attacks.specific import SMALLEST, ImageToMap, SpecificTrigger, batches, descend, seeded
 from labkit.data import ImageSet
 from labkit.device import device_of, generator, pick_device
 from labkit.metrics import check_target, evaluate
@@ -107,8 +107,8 @@ class ISSBA:
 
     def train_trigger(self, data: ImageSet, seed: int = 0, progress: bool = True) -> ISSBATrigger:
         """Steps 1 and 2: the encoder, trained on `data` with a decoder that nobody needs afterwards."""
+        check_batch(data.images[:1], SMALLEST, SMALLEST)
         trigger, device = self.build_trigger(data, seed), pick_device()
-        trigger(data.images[:1])  # says so if the images are too small
         device.place(trigger)
         trigger.centre.copy_(coarse(data.images).mean(0))
         decoder = device.place(build("small_cnn", data.images.shape[1], self.bits + 1, seed))
