@@ -99,8 +99,8 @@ def descend(value: Tensor, optimizers: list, schedules: list, what: str, step: i
     """One gradient step for each optimizer, and the schedules' next rate. Raises FloatingPointError, with the step."""
     if not bool(value.isfinite()):
         raise FloatingPointError(
-            f"{what}: expected a finite loss; got {float(value.detach())} in step {step}. Lower the learning rate (the attack's "
-            "lr, or the recipe's) or check the images."
+            f"{what}: expected a finite loss; got {float(value.detach())} in step {step}. Lower the learning rate "
+            "(the attack's lr, or the recipe's) or check the images."
         )
     for optimizer in optimizers:
         optimizer.zero_grad(set_to_none=True)
