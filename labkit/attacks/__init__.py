@@ -4,12 +4,10 @@ from labkit.attacks.badnets import BadNets
 from labkit.attacks.base import PoisonAttack, PoisonedSet, Trigger, Victim
 from labkit.attacks.blend import Blend
 from labkit.attacks.input_aware import InputAware
-from labkit.attacks.issba import ISSBA
 from labkit.attacks.pruning_aware import PruningAware
 from labkit.attacks.sig import SIG
 
 __all__ = [
-    "ISSBA",
     "SIG",
     "BadNets",
     "Blend",

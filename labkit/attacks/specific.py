@@ -1,4 +1,4 @@
-"""A trigger of its own for every image, drawn by a network that sees the image: what InputAware and ISSBA share.
+"""A trigger of its own for every image, drawn by a network that sees the image: what sample-specific attacks share.
 
     ImageToMap        images (N, C, H, W) -> maps (N, outputs, H, W): a small U-Net
     SpecificTrigger   trigger(images): each with its own trigger; trigger(images, of=others): each with that of another
