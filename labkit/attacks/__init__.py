@@ -3,7 +3,18 @@
 from labkit.attacks.badnets import BadNets
 from labkit.attacks.base import PoisonAttack, PoisonedSet, Trigger, Victim
 from labkit.attacks.blend import Blend
+from labkit.attacks.input_aware import InputAware
 from labkit.attacks.pruning_aware import PruningAware
 from labkit.attacks.sig import SIG
 
-__all__ = ["SIG", "BadNets", "Blend", "PoisonAttack", "PoisonedSet", "PruningAware", "Trigger", "Victim"]
+__all__ = [
+    "SIG",
+    "BadNets",
+    "Blend",
+    "InputAware",
+    "PoisonAttack",
+    "PoisonedSet",
+    "PruningAware",
+    "Trigger",
+    "Victim",
+]
