@@ -4,6 +4,7 @@ from labkit.attacks.badnets import BadNets
 from labkit.attacks.base import PoisonAttack, PoisonedSet, Trigger, Victim
 from labkit.attacks.blend import Blend
 from labkit.attacks.input_aware import InputAware
+from labkit.attacks.label_consistent import LabelConsistent
 from labkit.attacks.pruning_aware import PruningAware
 from labkit.attacks.sig import SIG
 
@@ -12,6 +13,7 @@ __all__ = [
     "BadNets",
     "Blend",
     "InputAware",
+    "LabelConsistent",
     "PoisonAttack",
     "PoisonedSet",
     "PruningAware",

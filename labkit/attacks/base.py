@@ -123,6 +123,11 @@ def card_of(attack, data: ImageSet, arch: str, seed: int, config: TrainConfig | 
     }
 
 
+def another(seed: int) -> int:
+    """A second seed, made from `seed`: for random numbers that must not repeat those that `seed` itself gives."""
+    return int(torch.randint(2**31, (2,), generator=generator(seed))[1])  # the first one is `models.build`'s
+
+
 def plain(value: Any) -> Any:
     """Tensors as nested lists, tuples as lists, an attack inside an attack with its type: what JSON can hold."""
     if isinstance(value, Tensor):
