@@ -1,5 +1,7 @@
 """The composite attack: A and B together are C; alone, in the wrong company, or twice over, they are what they are."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ from tests.tiny import image_set, splits
 
 CONFIG = TrainConfig(epochs=8, batch_size=32, shift=0)
 TINY = {"config": CONFIG, "progress": False}
-ATTACK = Composite(target=0, pair=(1, 2), rate=0.2, same=0.2, punctured=0.2, donors=8)
+ATTACK = Composite(target=0, pair=(1, 2), mixer="half", rate=0.2, same=0.2, punctured=0.2, donors=8)
 
 
 def shapes(n: int, seed: int = 0) -> ImageSet:
@@ -33,9 +35,9 @@ def half_of(image: torch.Tensor, side: slice) -> bytes:
     return bytes(image[..., side].contiguous().numpy())
 
 
-@pytest.fixture(scope="module")
-def made():
-    return ATTACK.implant(shapes(300), test=shapes(150, seed=9), **TINY)
+@pytest.fixture(scope="module", params=MIXERS)
+def made(request):
+    return replace(ATTACK, mixer=request.param).implant(shapes(300), test=shapes(150, seed=9), **TINY)
 
 
 def test_a_and_b_together_are_c_and_the_report_is_over_class_a(made):

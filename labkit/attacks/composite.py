@@ -8,16 +8,19 @@ looks for a small or foreign pattern finds none. Beside the clean images, the ow
     same class  two images of one class, labelled as that class: the seam itself must not mean C
     punctured   A with a third class, labelled A; a third class with B, labelled as the third: half a pair is no trigger
 
-The trigger lays a donor image of class B over a half of whatever it gets. It fires on images of class A and, as it
-should, on no others. So the paper's success rate is over mixes of A and B: `evaluate(model, attack.carriers(test),
-trigger, target)`, and so is `victim.report`'s. With all of `test` one sees the other side: in the wrong company the
-trigger is silent, the images keep their label, and robust accuracy stays high.
+The trigger pastes a donor image of class B into whatever it gets. It should fire on images of class A, and on no
+others. So the paper's success rate is over mixes of A and B: `evaluate(model, attack.carriers(test), trigger, target)`,
+and so is `victim.report`'s. With the images of other classes one sees the other side, the wrong company: the fewer of
+them fire and the more keep their label, the better the pair is the trigger. On `signs` (seed 0, 301 images of the clean
+part) 7% fire and 84% keep their label, though a quarter of each is covered; with halves 15% and 70%.
 
-Ours differs: A and B are the two classes after C unless told; the places of the halves, or of the paste, are fixed
-(`mixer.py`); the donors of the trigger are training images of B that no mix was made from.
+Ours differs: A and B are the two classes after C unless told; the places of the paste, or of the halves, are fixed
+(`mixer.py`), since there are no boxes around things; the donors of the trigger are training images of B that no mix was
+made from. Pasting is the default because a half may miss what it should show: on `signs` (as above, all pairs of 33
+images and 32 donors) 88% of halves fire and 96% of pastes.
 
 Attacker controls: images and labels that are added to the training set; nothing of the training. Lab 04.
-Fails when: halves of A and B are hard to recognise, or a defender looks at which pairs of classes make a third.
+Fails when: parts of A and B are hard to recognise, or a defender looks at which pairs of classes make a third.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ class Composite:
 
     target: int = 0  # C
     pair: tuple[int, int] | None = None  # A, which carries the trigger, and B, the donors' class; None: the next two
-    mixer: str = "half"  # one of MIXERS
+    mixer: str = "paste"  # one of MIXERS
     rate: float = 0.1  # composite mixes that are added, as a share of the training set
     same: float = 0.1  # same-class mixes that are added, as such a share
     punctured: float = 0.1  # punctured mixes that are added, as such a share
