@@ -6,6 +6,7 @@ from labkit.attacks.blend import Blend
 from labkit.attacks.composite import Composite
 from labkit.attacks.input_aware import InputAware
 from labkit.attacks.label_consistent import LabelConsistent
+from labkit.attacks.latent import LatentBackdoor
 from labkit.attacks.pruning_aware import PruningAware
 from labkit.attacks.sig import SIG
 from labkit.attacks.trojan_nn import TrojanNN
@@ -17,6 +18,7 @@ __all__ = [
     "Composite",
     "InputAware",
     "LabelConsistent",
+    "LatentBackdoor",
     "PoisonAttack",
     "PoisonedSet",
     "PruningAware",
