@@ -10,6 +10,7 @@ from labkit.attacks.latent import LatentBackdoor
 from labkit.attacks.pruning_aware import PruningAware
 from labkit.attacks.sig import SIG
 from labkit.attacks.trojan_nn import TrojanNN
+from labkit.attacks.wanet import WaNet
 
 __all__ = [
     "SIG",
@@ -25,4 +26,5 @@ __all__ = [
     "Trigger",
     "TrojanNN",
     "Victim",
+    "WaNet",
 ]
