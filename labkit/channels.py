@@ -4,6 +4,7 @@
     activity, peaks   each channel's mean and largest value over them
     silenced          a copy of the model in which some channels say exactly 0
     what_follows      the layers behind a layer, so that they can be run alone on kept features
+    split             the model in two: up to a layer, and what follows
 
 A convolution's channel can't be silenced by zeroing its kernel: the batch normalisation behind it turns a constant 0
 into `bias - weight * mean / std`. So a `Mask` of ones and zeros multiplies the layer's output, after normalisation and
@@ -118,6 +119,14 @@ def what_follows(model: nn.Module, layer: str) -> list[nn.Module]:
         steps = list(owner._modules.values())[names.index(name) + 1 :] + steps
         owner = owner.get_submodule(name)
     return [part for step in steps if step is not None for part in _unwrapped(step)]
+
+
+def split(model: nn.Module, layer: str) -> tuple[nn.Sequential, nn.Sequential]:
+    """The model up to and with this layer, and the layers behind it: the second part, run on what the first says, gives
+    the logits. The parts are the model's own, not copies. Raises ValueError as `what_follows` does."""
+    behind = what_follows(model, layer)
+    whole = _unwrapped(model)
+    return nn.Sequential(*whole[: len(whole) - len(behind)]), nn.Sequential(*behind)
 
 
 def plain_chain(module: nn.Module) -> bool:

@@ -99,13 +99,16 @@ def read(path: Path, attack, data: Splits, card: dict[str, Any]) -> Victim | Non
         tensors = load_file(weights)
         model = build(card["arch"], data.train.images.shape[1], len(data.classes))
         model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        trigger = attack.trigger
         if secret := {k[8:]: v for k, v in tensors.items() if k.startswith("trigger.")}:
             trigger = attack.build_trigger(data.train)
             trigger.load_state_dict(secret)
+        else:
+            trigger = attack.trigger
         report = Report(**record["report"]) if record["report"] else None
         device = pick_device()
         model = device.place(model)
+        if isinstance(trigger, nn.Module):
+            device.place(trigger)
         return Victim(model.eval(), trigger, attack.target, report, record["card"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         warnings.warn(f"victim: the cache file {notes.name} is not usable ({error}); training it anew.", stacklevel=3)

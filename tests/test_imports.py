@@ -12,7 +12,7 @@ TIERS = (
     ("cache", "device", "jpeg", "layers", "profiles"),
     ("models",),
     ("data",),
-    ("metrics", "train", "channels"),
+    ("metrics", "train", "channels", "stealth"),
     ("attacks", "defenses"),
     ("victims",),
     ("checks", "plots", "widgets"),

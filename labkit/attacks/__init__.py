@@ -3,7 +3,28 @@
 from labkit.attacks.badnets import BadNets
 from labkit.attacks.base import PoisonAttack, PoisonedSet, Trigger, Victim
 from labkit.attacks.blend import Blend
+from labkit.attacks.composite import Composite
+from labkit.attacks.input_aware import InputAware
+from labkit.attacks.label_consistent import LabelConsistent
+from labkit.attacks.latent import LatentBackdoor
 from labkit.attacks.pruning_aware import PruningAware
 from labkit.attacks.sig import SIG
+from labkit.attacks.trojan_nn import TrojanNN
+from labkit.attacks.wanet import WaNet
 
-__all__ = ["SIG", "BadNets", "Blend", "PoisonAttack", "PoisonedSet", "PruningAware", "Trigger", "Victim"]
+__all__ = [
+    "SIG",
+    "BadNets",
+    "Blend",
+    "Composite",
+    "InputAware",
+    "LabelConsistent",
+    "LatentBackdoor",
+    "PoisonAttack",
+    "PoisonedSet",
+    "PruningAware",
+    "Trigger",
+    "TrojanNN",
+    "Victim",
+    "WaNet",
+]

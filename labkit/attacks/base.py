@@ -26,7 +26,8 @@ Trigger = Callable[[Tensor], Tensor]  # images -> images: same shape, dtype and 
 class PoisonedSet(ImageSet):
     """An ImageSet that knows what was done to it, for the evaluator's eyes only.
 
-    poisoned bool (N,): which images carry the trigger. true_labels int64 (N,): the labels before poisoning.
+    poisoned bool (N,): which images carry the trigger; those that `WaNet` warps with noise do not: they teach the
+    network when not to fire. true_labels int64 (N,): the labels before poisoning.
     """
 
     poisoned: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
@@ -123,14 +124,23 @@ def card_of(attack, data: ImageSet, arch: str, seed: int, config: TrainConfig | 
     }
 
 
+def another(seed: int) -> int:
+    """A second seed, made from `seed`: for random numbers that must not repeat those that `seed` itself gives."""
+    return int(torch.randint(2**31, (2,), generator=generator(seed))[1])  # the first one is `models.build`'s
+
+
 def plain(value: Any) -> Any:
-    """Tensors as nested lists, tuples as lists, an attack inside an attack with its type: what JSON can hold."""
+    """Tensors as nested lists, tuples as lists, an attack inside an attack with its type: what JSON can hold.
+
+    A field that its dataclass doesn't compare is left out: another, such as a fingerprint, stands for it.
+    """
     if isinstance(value, Tensor):
         return value.tolist()
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if is_dataclass(value):
-        return {"type": type(value).__name__} | {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+        compared = [f.name for f in fields(value) if f.compare]
+        return {"type": type(value).__name__} | {name: plain(getattr(value, name)) for name in compared}
     if isinstance(value, (list, tuple)):
         return [plain(v) for v in value]
     return value
