@@ -1,5 +1,6 @@
 """What several tests share: the project's folders and a small solved notebook to bend."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,14 @@ def solved() -> dict:
     ]
     metadata = {"kernelspec": kernel, "language_info": {"name": "python"}, "widgets": {"state": "hazy_images"}}
     return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+
+
+@pytest.fixture(scope="session")
+def sandbox():
+    """One zygote for all tests that run submissions: importing torch takes seconds."""
+    if sys.platform == "win32":
+        pytest.skip("submissions are run on Linux and macOS")
+    from labkit.grading.sandbox import Limits, Sandbox
+
+    with Sandbox(Limits(cell_seconds=4, call_seconds=4, wall_seconds=60)) as made:
+        yield made
