@@ -156,11 +156,13 @@ def apart(work: Any, line: socket.socket, seconds: float) -> None:
             signal.alarm(0)
             os.close(ended)
             send(line, *work())
+            os.write(end, b"sent")
             code = 0
         finally:
             os._exit(code)
     os.close(end)
     on_time, _, _ = select.select([ended], [], [], seconds)
+    sent = bool(on_time) and os.read(ended, 4) == b"sent"
     os.close(ended)
     if not on_time:
         with contextlib.suppress(ProcessLookupError):
@@ -169,7 +171,7 @@ def apart(work: Any, line: socket.socket, seconds: float) -> None:
     sweep()
     if not on_time:
         send(line, {"died": "Timeout"})
-    elif status:
+    elif not sent:
         signalled = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
         send(line, {"died": "Timeout" if signalled == signal.SIGXCPU else "Crash"})
 

@@ -35,7 +35,8 @@ class Cluster:
     def wait(self, futures: list) -> Any:
         from dask.distributed import wait
 
-        return wait(futures, return_when="FIRST_COMPLETED")
+        with self.client.as_current():
+            return wait(futures, return_when="FIRST_COMPLETED")
 
 
 def work(settings: Settings, name: str, content: bytes | str) -> dict[str, Any]:

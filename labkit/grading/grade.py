@@ -87,8 +87,9 @@ def results(
     for one in submissions:
         content = content_of(one)
         key = hashlib.sha256(keys[one.lab] + (content if isinstance(content, bytes) else content.encode())).hexdigest()
-        record = read_record(record_path(folder, one))
-        if record is None or (record.get("key"), record.get("late")) != (key, one.days_late(settings.due)):
+        record = read_record(record_path(folder, one)) or {}
+        wanted = (key, one.days_late(settings.due))
+        if (record.get("key"), record.get("late")) != wanted or record.get("status") == "not graded":
             todo.append((one, key))
     with engine(settings, jobs, scheduler) as send:
         for one, key, made in in_turn(send, todo, 4 * jobs + 4):
@@ -181,9 +182,13 @@ class Marker:
         except Exception as error:  # ours, not the student's: say so, and go on with the others
             self.own.sandbox.stop()
             rows = unreadable(self.labs[name], "This could not be graded. Your teacher has been told.")["exercises"]
-            made = summary(self.labs[name], "not graded", rows) | {"solutions": {}, "problem": f"{error!r}"[:300]}
+            made = summary(self.labs[name], "not graded", rows) | {
+                "solutions": {},
+                "seconds": 0.0,
+                "problem": f"{error!r}"[:300],
+            }
         return made | {"in_force": self.own.sandbox.in_force}
 
     def close(self) -> None:
         for sandbox in self.all:
-            sandbox.stop()
+            sandbox.close()

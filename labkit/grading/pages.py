@@ -53,7 +53,7 @@ def lab(
     name: str, rows: list[dict[str, Any]], records: Iterable[dict[str, Any]], run: dict[str, Any]
 ) -> dict[str, Any]:
     """The figures of one lab."""
-    solutions = {one["student"]: "\n".join(one["solutions"].values()) for one in records if one["lab"] == name}
+    solutions = {one["student"]: one["solutions"] for one in records if one["lab"] == name}
     scores = [one["score"] for one in rows]
     seconds = {one["student"]: run["seconds"].get(f"{one['student']}/{name}", 0.0) for one in rows}
     return {
@@ -67,7 +67,7 @@ def lab(
         "failures": [one for one in rows if one["status"] != "ok"],
         "late": [one for one in rows if one["late"] not in ("", "0")],
         "slowest": sorted(seconds.items(), key=lambda item: -item[1])[:5],
-        "alike": [pair for pair in pairs({who: text for who, text in solutions.items() if text})][:SHOWN],
+        "alike": pairs(solutions)[:SHOWN],
     }
 
 

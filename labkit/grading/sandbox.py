@@ -192,11 +192,14 @@ class Sandbox:
             self.process.wait()
             self.process = None
 
+    def close(self) -> None:
+        self.stop()
+
     def __enter__(self) -> Sandbox:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
+        self.close()
 
 
 # --- what the system offers -------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Which students' solutions look alike, more than the exercise makes everybody's look alike?
 
-    pairs(solutions) -> [Pair], the most alike first
+    pairs(solutions) -> [Pair], those alike in most exercises first
 
 A solution is cut into runs of tokens, once with its own names and once with each name replaced by the place of its
 first use, so renaming hides nothing. Runs that many students share say what the exercise suggests; only rare ones
@@ -27,27 +27,42 @@ SKIPPED = {token.NEWLINE, token.NL, token.INDENT, token.DEDENT, token.ENDMARKER,
 
 @dataclass(frozen=True)
 class Pair:
-    """Two students and the share, 0 to 1, of rare runs of the shorter solution that the other one has too."""
+    """Two students, the exercises in which they are alike, and the largest share, 0 to 1, of rare runs in common."""
 
     one: str
     other: str
+    exercises: tuple[str, ...]
     share: float
 
 
-def pairs(solutions: Mapping[str, str], common: float = 0.1) -> list[Pair]:
-    """Pairs of students whose solutions (student -> source) share most of what few others have."""
+def pairs(solutions: Mapping[str, Mapping[str, str]], common: float = 0.05) -> list[Pair]:
+    """Pairs of students who share in some exercise most of what few others have.
+
+    solutions: student -> exercise -> source. A run is rare if at most three students have it, or a share `common`.
+    """
+    shares: dict[tuple[str, str], dict[str, float]] = {}
+    for name in sorted({name for own in solutions.values() for name in own}):
+        sources = {student: own[name] for student, own in sorted(solutions.items()) if name in own}
+        for who, share in alike(sources, common).items():
+            shares.setdefault(who, {})[name] = share
+    found = [Pair(*who, tuple(own), max(own.values())) for who, own in shares.items()]
+    return sorted(found, key=lambda pair: (-len(pair.exercises), -pair.share, pair.one, pair.other))
+
+
+def alike(sources: Mapping[str, str], common: float) -> dict[tuple[str, str], float]:
+    """(student, student) -> share, of those whose versions of one exercise are alike; names as they are, or renamed."""
     best: dict[tuple[str, str], float] = {}
     for renamed in (False, True):
-        runs = {student: runs_of(source, renamed) for student, source in solutions.items()}
+        runs = {student: runs_of(source, renamed) for student, source in sources.items()}
         count = Counter(run for mine in runs.values() for run in mine)
-        limit = max(2.0, common * len(runs))
+        limit = max(3.0, common * len(runs))
         rare = {student: {run for run in mine if count[run] <= limit} for student, mine in runs.items()}
-        for one, other in itertools.combinations(sorted(rare), 2):
+        for one, other in itertools.combinations(rare, 2):
             shorter = min(len(rare[one]), len(rare[other]))
             share = len(rare[one] & rare[other]) / shorter if shorter >= ENOUGH else 0.0
             if share >= ALIKE:
                 best[one, other] = max(share, best.get((one, other), 0.0))
-    return [Pair(*who, share) for who, share in sorted(best.items(), key=lambda item: (-item[1], item[0]))]
+    return best
 
 
 def runs_of(source: str, renamed: bool) -> set[int]:

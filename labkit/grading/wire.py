@@ -111,7 +111,7 @@ def encode(value: Any, tensors: list[Tensor], depth: int = DEPTH) -> Any:
             return {"opaque": "Tensor"}
         tensors.append(value.detach().cpu().contiguous().clone())
         return {"tensor": len(tensors) - 1, "grad": value.requires_grad and value.is_leaf}
-    if isinstance(value, (int, float)):
+    if isinstance(value, float) or (isinstance(value, int) and abs(value) < 1 << 63):
         return value
     if value is Ellipsis:
         return {"ellipsis": True}
