@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
-from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -21,8 +19,7 @@ from labkit.course.notebooks import encode
 from labkit.grading import platforms
 from labkit.grading.collect import collect
 from labkit.grading.grade import Settings, grade
-from labkit.grading.records import Records, file_name, table
-from labkit.grading.similar import pairs
+from labkit.grading.records import Records, file_name
 
 LABS = ["02_badnets", "05_strip"]
 SETTINGS = Settings(PROJECT / "labs")
@@ -152,52 +149,6 @@ def test_one_submission_that_the_grader_itself_cannot_handle_does_not_stop_the_r
 # --- what is handed in ------------------------------------------------------------------------------------------------
 
 
-def archive(path: Path, **entries: bytes) -> Path:
-    with zipfile.ZipFile(path, "w") as folder:
-        for name, content in entries.items():
-            folder.writestr(zipfile.ZipInfo(name, (2026, 10, 12, 8, 0, 0)), content)
-    return path
-
-
-def test_the_zips_of_moodle_and_canvas_are_read(tmp_path):
-    moodle = {
-        "Ann Lee_4711_assignsubmission_file_/02_badnets.ipynb": b"a",
-        "Ann Lee_4711_assignsubmission_file_/notes.txt": b"",
-        "Bob_12_assignsubmission_file/02_badnets (1).ipynb": b"b",
-        "__MACOSX/Bob_12_assignsubmission_file/02_badnets.ipynb": b"",
-    }
-    found, passed = collect(archive(tmp_path / "moodle.zip", **moodle), LABS)
-    assert [(one.student, one.id, one.lab, one.read()) for one in found] == [
-        ("Ann Lee", "4711", "02_badnets", b"a"),
-        ("Bob", "12", "02_badnets", b"b"),
-    ]
-    assert len(passed) == 1 and "no notebook" in passed[0]
-    canvas = {
-        "leeann_LATE_101_9001_02_badnets.ipynb": b"a",
-        "roybob_102_9002_02_badnets-1.ipynb": b"old",
-        "roybob_102_9003_02_badnets-10.ipynb": b"new",
-        "roybob_102_9004_essay.ipynb": b"",
-    }
-    found, passed = collect(archive(tmp_path / "canvas.zip", **canvas), LABS)
-    assert [(one.student, one.id, one.read(), one.days_late(None)) for one in found] == [
-        ("leeann", "101", b"a", "late"),
-        ("roybob", "102", b"new", ""),
-    ]
-    assert len(passed) == 2 and any("has handed in 02_badnets again" in line for line in passed)
-
-
-def test_nbgraders_folders_and_days_late(tmp_path):
-    path = write(tmp_path, "ann/ps1", "05_strip", b"x")
-    ((one,), passed) = collect(tmp_path, LABS)
-    assert (one.student, one.lab, passed) == ("ann", "05_strip", [])
-    import os
-
-    due = datetime(2026, 10, 12, 23, 59)
-    for hours, days in ((-1, "0"), (1, "1"), (23, "1"), (25, "2")):
-        os.utime(path, (due.timestamp() + 3600 * hours,) * 2)
-        assert collect(tmp_path, LABS)[0][0].days_late(due) == days
-
-
 def test_nothing_to_grade_is_an_error_in_words(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("")
     for wrong in (tmp_path, tmp_path / "missing"):
@@ -208,24 +159,6 @@ def test_nothing_to_grade_is_an_error_in_words(tmp_path, capsys):
 
 
 # --- files for others -------------------------------------------------------------------------------------------------
-
-
-def record(student: str, lab: str, score: float, **more) -> dict:
-    exercise = {"name": "stamp", "grade_id": "check-stamp", "points": score, "max_points": 10.0, "message": "m"}
-    made = {"student": student, "id": "", "lab": lab, "score": score, "max_score": 10.0, "status": "ok", "late": ""}
-    return made | {"exercises": [exercise | {"status": "ok"}], "solutions": {}} | more
-
-
-def test_canvas_and_moodle_get_their_columns():
-    class_ = [record("ann", "02_badnets", 7.5, id="101"), record("ann", "05_strip", 3, id="101")]
-    class_.append(record("=bob", "05_strip", 1))
-    rows = [platforms.slim(one) for one in class_]
-    lines = platforms.canvas(rows).decode().splitlines()
-    assert lines[0] == "Student,ID,SIS User ID,SIS Login ID,Section,02_badnets,05_strip"
-    assert lines[1].split(",")[5:] == ["10", "10"] and lines[1].strip().startswith("Points Possible")
-    assert lines[2:] == ["ann,101,,,,7.5,3", "'=bob,,,'=bob,,,1"]
-    lines = platforms.moodle(rows[:1]).decode().splitlines()
-    assert lines == [",".join(platforms.MOODLE), "Participant 101,ann,7.50,10.00,stamp: 7.5"]
 
 
 def test_nbgraders_gradebook_takes_the_scores(graded, class_, tmp_path):
@@ -240,48 +173,6 @@ def test_nbgraders_gradebook_takes_the_scores(graded, class_, tmp_path):
         assert book.find_submission("02_badnets", "bob").score == 2
         assert book.find_grade("check-stamp", "02_badnets", "02_badnets", "bob").auto_score == 2
         assert book.find_assignment("05_strip").max_score == 10
-
-
-def test_exercises_of_several_labs_share_one_table():
-    lines = table([record("ann", "02_badnets", 7.5), record("ann", "05_strip", 3)]).decode().splitlines()
-    assert lines == [
-        "student,lab,score,max_score,status,late,stamp",
-        "ann,02_badnets,7.5,10,ok,,7.5",
-        "ann,05_strip,3,10,ok,,3",
-    ]
-
-
-def test_names_of_students_are_names_of_files():
-    names = ["ann", "Ötzi <b>", "../x", "..", "a/b", "con:", "", "\udce9"]
-    assert len({file_name(name) for name in names}) == len(names)
-    for name in names:
-        assert file_name(name) and not set("/\\<>:.") & set(file_name(name))
-
-
-# --- copies -----------------------------------------------------------------------------------------------------------
-
-OWN = """def f(x):
-    total = 0
-    for value in x.flatten().tolist():
-        total += {0}(value) * {1}
-    return total / {2}
-"""
-ODD = """def f(x):
-    biggest = max(map(float, x.view(-1)))
-    while biggest > 9.5:
-        biggest = biggest / 7 - x.shape[0] % 3
-    return [biggest] * 4
-"""
-
-
-def test_a_copy_is_found_though_it_is_renamed_and_commented():
-    class_ = {f"s{i}": {"f": OWN.format("abs", i, i + 1)} for i in range(20)}
-    renamed = ODD.replace("biggest", "q").replace("x", "images").replace("maimages", "max")
-    class_ |= {"ann": {"f": ODD}, "bob": {"f": "# mine\n" + renamed}}
-    (found,) = pairs(class_)
-    assert (found.one, found.other, found.exercises) == ("ann", "bob", ("f",)) and found.share == 1
-    assert pairs({"ann": {"f": "def f(x):\n  return"}, "bob": {"f": "def f(x):\n  return"}}) == []
-    assert pairs({"ann": {"f": "no ( python"}, "bob": {"f": "'''"}}) == []
 
 
 # --- on a cluster -----------------------------------------------------------------------------------------------------

@@ -192,12 +192,12 @@ def sweep() -> None:
 def limit(limits: dict[str, Any]) -> list[str]:
     """Set what one process may use; returns the names of those limits that this system has agreed to."""
     wanted = {
-        "CPU time": (resource.RLIMIT_CPU, int(limits["cpu_seconds"])),
-        "memory": (resource.RLIMIT_AS, address_space() + limits["memory"]),
-        "file size": (resource.RLIMIT_FSIZE, limits["file_size"]),
-        "processes": (resource.RLIMIT_NPROC, limits["processes"]),
-        "core dumps": (resource.RLIMIT_CORE, 0),
-        "open files": (resource.RLIMIT_NOFILE, 256),
+        "limited CPU time": (resource.RLIMIT_CPU, int(limits["cpu_seconds"])),
+        "limited memory": (resource.RLIMIT_AS, address_space() + limits["memory"]),
+        "limited file size": (resource.RLIMIT_FSIZE, limits["file_size"]),
+        "limited number of processes": (resource.RLIMIT_NPROC, limits["processes"]),
+        "no core dumps": (resource.RLIMIT_CORE, 0),
+        "limited open files": (resource.RLIMIT_NOFILE, 256),
     }
     agreed = []
     for name, (kind, value) in wanted.items():

@@ -9,12 +9,14 @@ nothing of the hidden inputs; whatever comes from a student is escaped.
 from __future__ import annotations
 
 import itertools
+import re
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from labkit.grading.records import file_name, put, slim
 from labkit.grading.similar import pairs
@@ -26,7 +28,7 @@ SHOWN = 20  # rows of a list
 def write(folder: Path, records: Iterable[dict[str, Any]], run: dict[str, Any]) -> None:
     """All pages of a class. `records` is read once for the pages of students and once for each lab's likely copies."""
     pages = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
-    pages.filters["points"] = lambda value: f"{value:g}"
+    pages.filters |= {"points": lambda value: f"{value:g}", "words": words}
     rows = []
     for student, own in itertools.groupby(records, key=lambda record: record["student"]):
         labs = list(own)
@@ -41,11 +43,18 @@ def write(folder: Path, records: Iterable[dict[str, Any]], run: dict[str, Any]) 
     put(folder / "overview.html", page.encode("utf-8", "replace"))
 
 
+def words(text: str) -> Markup:
+    """Escaped text with `code` as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
 def row(record: dict[str, Any]) -> dict[str, Any]:
     """What the overview needs of a record."""
-    said = {one["name"]: one["message"] for one in record["exercises"] if one["points"] < one["max_points"]}
+    lost = [one for one in record["exercises"] if one["points"] < one["max_points"]]
+    said = {one["name"]: one["message"] for one in lost if one["status"] != "empty"}
+    first = next((one["message"] for one in lost if one["status"] not in ("ok", "empty")), "")
     maxima = {one["name"]: one["max_points"] for one in record["exercises"]}
-    extra = {"said": said, "maxima": maxima, "problem": record.get("problem", "")}
+    extra = {"said": said, "maxima": maxima, "first": record.get("problem", first)}
     return slim(record) | extra | {"page": f"feedback/{file_name(record['student'])}.html"}
 
 

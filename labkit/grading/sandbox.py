@@ -223,7 +223,10 @@ def environment(wrapped: bool) -> dict[str, str]:
 
 @functools.cache
 def bubblewrap(user: int | None) -> tuple[str, ...]:
-    """The command before Python's: a file system of Python and labkit alone, read-only; no network; no checks."""
+    """The command before Python's: a file system of Python and labkit alone, read-only; no network; no checks.
+
+    It dies with the thread that started it.
+    """
     command = ["bwrap", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
     if user is None:
         command += ["--unshare-all", "--unshare-user"]
@@ -247,11 +250,11 @@ def bubblewrap(user: int | None) -> tuple[str, ...]:
 
 def words(wrapped: bool, in_force: list[str]) -> list[str]:
     """What was in force, and what was not, for the instructor to read."""
-    found = ["bubblewrap: read-only file system without the graders' files, no network"] if wrapped else [
-        "NO bubblewrap: submissions can read this user's files"
-    ]  # fmt: skip
+    found = ["bubblewrap: a read-only file system without the graders' files, no network"]
+    if not wrapped:
+        found = ["NO bubblewrap: submissions can read this user's files, and write where this user may"]
     if "own processes" not in in_force:
-        found.append("NO process namespace: what a submission starts is ended by a search for it")
+        found.append("NO process namespace: what a submission starts is ended by searching for it")
     if not wrapped and "no network" not in in_force:
         found.append("NO network barrier")
-    return [*found, f"limit: {', '.join(in_force)}"]
+    return [*found, f"each submission: {', '.join(sorted(in_force))}"]

@@ -17,6 +17,7 @@ import gc
 import importlib
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -52,7 +53,9 @@ def main(number: int) -> None:
         waiter, inside = begin(order, lines[0], control)
         os.close(lines[0])
         control.recv(1)  # "end", or nothing if the grader is gone
-        control.sendall(json.dumps(end(waiter, inside)).encode() + b"\n")
+        code = end(waiter, inside)
+        wipe(order["scratch"])
+        control.sendall(json.dumps(code).encode() + b"\n")
 
 
 def preload() -> None:
@@ -137,6 +140,16 @@ def end(waiter: int, inside: int) -> int:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(number, 0)
     return os.waitstatus_to_exitcode(status)
+
+
+def wipe(folder: str) -> None:
+    """Empty the scratch folder, where it is not one that has vanished with the fork."""
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(folder)):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path, ignore_errors=True)
+            else:
+                os.unlink(entry.path)
 
 
 def orphans():
