@@ -20,10 +20,10 @@ step = @mkdir -p .cache; echo "== $(1)"; start=$$(date +%s); { $(2); } && \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help book test begin lint unit release notebooks whole wheel published lab bench clean
+.PHONY: help book test begin lint unit release notebooks whole wheel published lab demo-class bench clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 # --- the two commands -------------------------------------------------------------------------------------------------
 
@@ -72,6 +72,11 @@ lab: release ## JupyterLab on work/: your copies of the student notebooks, never
 	@mkdir -p work
 	@for lab in dist/student/*.ipynb; do mine="work/$${lab##*/}"; test -e "$$mine" || cp "$$lab" "$$mine"; done
 	$(BIN)/jupyter-lab --ServerApp.root_dir=work
+
+demo-class: $(INSTALLED) ## thirty simulated submissions, graded: build/demo/grades.csv and pages
+	$(BIN)/python -m tests.demo_class build/demo/submissions
+	$(call step,demo-class,$(BIN)/labkit grade build/demo/submissions --out build/demo/grades.csv --jobs 2)
+	@cat build/demo/grades.csv
 
 bench: $(INSTALLED) ## measure: every script in benchmarks/; real data from $LABKIT_DATA where it is set
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done

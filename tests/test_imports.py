@@ -16,7 +16,7 @@ TIERS = (
     ("attacks", "defenses"),
     ("victims",),
     ("checks", "plots", "widgets"),
-    ("course",),
+    ("course", "grading"),
 )
 # What a defence can import is what a defender knows: no trigger, no target, no list of poisoned images.
 NEVER = {("defenses", "attacks"), ("attacks", "defenses"), ("defenses", "victims"), ("victims", "defenses")}

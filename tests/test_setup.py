@@ -50,7 +50,9 @@ def test_conda_and_pyproject_ask_for_the_same():
     extras = PYPROJECT["optional-dependencies"]
     conda = yaml.safe_load(text(PROJECT / "environment.yml"))
     (pip,) = (entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict))
-    assert requirements(pip) == requirements([*PYPROJECT["dependencies"], *extras["course"], *extras["dev"]])
+    assert requirements(pip) == requirements(
+        [*PYPROJECT["dependencies"], *(one for lines in extras.values() for one in lines)]
+    )
     assert "-e ." in pip and len(requirements(pip)) > 20
 
 

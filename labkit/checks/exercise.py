@@ -1,8 +1,8 @@
 """What is an exercise, and how many points is an answer worth?
 
 An exercise is data, not a script: a reference, a way to draw inputs from a seed, and a list of criteria.
-The notebook judges with one seed and says what a tutor would say; a grader can judge the same exercise with
-another seed, in another process, from returned data alone, because the three steps below are separate:
+The notebook judges with one seed and says what a tutor would say: for practice. `labkit grade` judges the same exercise
+with another seed, in another process, from returned data alone, because the three steps below are separate:
 
     cases = exercise.cases(seed)                     # argument tuples
     calls = [call(student, args) for args in cases]  # run the student's function: the only untrusted step
@@ -69,7 +69,8 @@ class Points(float):
 
     def _repr_html_(self) -> str:
         mark = "✓" if self == self.maximum else "…" if self == 0 else "½"
-        return f"<p><strong>{mark} {self:g} of {self.maximum:g} points.</strong> {html.escape(self.message)}</p>"
+        words = f"<strong>{mark} {self:g} of {self.maximum:g} points.</strong> {html.escape(self.message)}"
+        return f"<p>{words} <small>(For practice: your mark comes from other inputs, after you hand in.)</small></p>"
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,8 @@ def _quantile_holds(made: Call) -> bool:
     scores, frr, kind = made.args
     if kind != "quantile":
         return True
-    share = float((scores.double() <= float(made.value) + 1e-6).double().mean())
+    value = float(made.value)
+    share = float((scores.double() <= value + 1e-6 * abs(value)).double().mean())
     return abs(share - frr) <= 1.01 / len(scores)
 
 

@@ -1,0 +1,107 @@
+"""Grading a class: wall time against the submissions' own time, overhead, the grader's memory, and killed runs.
+
+python benchmarks/grading.py [--submissions 300] [--kills 20] [--save]
+
+Own time is what a student's process takes from its first request to its last answer, as the grader's clock sees it.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from card import arguments, card
+
+PROJECT = Path(__file__).parent.parent
+sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
+JOBS = 2
+LAB = "02_badnets"
+
+
+def hand_in(folder: Path, n: int) -> None:
+    """n students: the demo class again and again, none of whom waits for a limit, so that the clock measures work."""
+    from submissions import write
+
+    from tests import demo_class
+
+    quick = [one for one in demo_class.STUDENTS if one not in ("fran", "lise", "vint")]
+    for i in range(n):
+        write(folder, f"{quick[i % len(quick)]}{i:03d}", LAB, demo_class.content(quick[i % len(quick)]))
+
+
+def command(folder: Path, out: Path) -> list[str]:
+    made = [sys.executable, "-m", "labkit.course.cli", "grade", str(folder), "--out", str(out), "--jobs", str(JOBS)]
+    return [*made, "--labs", str(PROJECT / "labs")]
+
+
+def timed(folder: Path, out: Path) -> tuple[float, float, float]:
+    """(wall seconds, sum of the submissions' own seconds, the grader's largest resident memory in MB)."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command(folder, out), stdout=subprocess.DEVNULL, cwd=PROJECT)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0, "the grader failed"
+    wall = time.perf_counter() - start
+    own = sum(json.loads((out.with_suffix("") / "run.json").read_bytes())["seconds"].values())
+    return wall, own, usage.ru_maxrss / 1024
+
+
+def killed(folder: Path, out: Path, rng: random.Random, longest: float) -> bool:
+    """Kill the grader at a random moment; True if it had not finished."""
+    process = subprocess.Popen(command(folder, out), stdout=subprocess.DEVNULL, cwd=PROJECT)
+    time.sleep(rng.uniform(0, longest))
+    process.send_signal(signal.SIGKILL)
+    return process.wait() != 0
+
+
+def made(out: Path) -> dict[str, bytes]:
+    """The bytes of everything but times."""
+    paths = [path for path in out.with_suffix("").rglob("*") if path.is_file() and not path.name.startswith(".")]
+    rest = {
+        str(p.relative_to(out.parent)): p.read_bytes() for p in paths if p.name not in ("run.json", "overview.html")
+    }
+    return rest | {"grades.csv": out.read_bytes()}
+
+
+def main():
+    options = arguments(__doc__, submissions=["300"], kills=["20"])
+    n, kills = int(options.submissions[0]), int(options.kills[0])
+    shared = {"seeds": [0], "save": options.save, "recipe": f"lab {LAB}, {JOBS} jobs"}
+    with tempfile.TemporaryDirectory() as temporary:
+        home = Path(temporary)
+        hand_in(home / "few", max(1, n // 10))
+        hand_in(home / "all", n)
+        few_wall, _, few_memory = timed(home / "few", home / "few_out" / "grades.csv")
+        wall, own, memory = timed(home / "all", home / "all_out" / "grades.csv")
+        size = f"{n} submissions"
+        card("grading, wall time", [wall], "s", n=size, bar="-", **shared)
+        card("grading, time over own time / jobs", [wall / (own / JOBS)], "x", n=size, bar="<= 1.15", **shared)
+        card("grading, overhead a submission", [(wall * JOBS - own) / n], "s", n=size, bar="<= 2", **shared)
+        card("grading, memory of the grader", [memory], "MB", n=size, bar="-", **shared)
+        ten = f"{n} submissions against {max(1, n // 10)}"
+        card("grading, growth of its memory", [memory - few_memory], "MB", n=ten, bar="about 0", **shared)
+        same, stopped, rng = [], 0, random.Random(0)
+        expected = made(home / "few_out" / "grades.csv")
+        for _ in range(kills):
+            out = home / "killed" / "grades.csv"
+            stopped += killed(home / "few", out, rng, few_wall)
+            timed(home / "few", out)
+            same.append(float(made(out) == expected))
+            shutil.rmtree(out.parent)
+        if same:
+            card(
+                "grading, same bytes after a kill",
+                same,
+                "share",
+                n=f"{stopped} stopped before the end",
+                bar="1",
+                **shared,
+            )
+
+
+main()
