@@ -57,6 +57,14 @@ def test_nbgraders_folders_and_days_late(tmp_path):
         assert collect(tmp_path, LABS)[0][0].days_late(due) == days
 
 
+def test_a_zip_in_a_students_folder_is_the_students(tmp_path):
+    (tmp_path / "ann").mkdir()
+    archive(tmp_path / "ann" / "work.zip", **{"labs/02_badnets.ipynb": b"a", "../bob/05_strip.ipynb": b"b"})
+    (one,), passed = collect(tmp_path, LABS)
+    assert (one.student, one.lab, one.read()) == ("ann", "02_badnets", b"a")
+    assert len(passed) == 1 and "leads out" in passed[0]
+
+
 def test_the_demo_class_has_thirty_students_and_the_same_bytes_each_time(tmp_path):
     for folder in (tmp_path / "one", tmp_path / "two"):
         demo_class.main(folder)

@@ -63,7 +63,8 @@ def collect(path: Path, labs: Iterable[str]) -> tuple[list[Submission], list[str
     last: dict[tuple[str, str], Submission] = {}
     passed = []
     for file, entry, when in entries(path):
-        shown = entry or file.relative_to(path).as_posix()
+        inside = file.parent.relative_to(path).as_posix() if path.is_dir() else ""
+        shown = str(PurePosixPath(inside) / entry) if entry else file.relative_to(path).as_posix()
         found = identify(shown, file, entry, when, names)
         if isinstance(found, str):
             passed.append(f"{shown}: {found}")
