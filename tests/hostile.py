@@ -5,12 +5,13 @@ FILES: name -> (the bytes of the file, the status)
 """
 
 import json
+import os
 
 from submissions import blank, solutions, submission
 
 LAB = "02_badnets"
 HONEST = {"robust_accuracy": solutions(LAB)["robust_accuracy"]}
-CANARY = "CANARY"  # replaced by the path of a file that must stay as it is
+SLEEP = f"9{os.getpid()}"  # seconds; a number by which to find who is left behind
 FORGED = '{"calls": [{"first": 0, "value": 1, "after": []}]}'
 
 CODE = {
@@ -155,12 +156,13 @@ def stamp(images, patch):
     # --- looking for what is secret
     "graders_files": (
         """
-import glob, sys
+import glob, sys, torch
 def stamp(images, patch):
     for root in sys.path:
         for path in glob.glob(root + "/labkit/checks/lab02.py") + glob.glob(root + "/*/labkit/checks/lab02.py"):
-            space = {}
-            exec(open(path).read(), space)
+            text = open(path).read()
+            space = {"torch": torch, "Tensor": torch.Tensor}
+            exec(text[text.index("def _stamp("):text.index("def _stamp_cases(")], space)
             return space["_stamp"](images, patch)
     raise FileNotFoundError
 """,
@@ -251,7 +253,7 @@ import os
 def leave():
     if os.fork() == 0:
         os.setsid()
-        if os.fork() == 0: os.execv("/bin/sleep", ["sleep", "98765"])
+        if os.fork() == 0: os.execv("/bin/sleep", ["sleep", "SLEEP"])
         os._exit(0)
 leave()
 def stamp(images, patch):
@@ -308,7 +310,9 @@ def stamp(images, patch):
 
 def coded(name: str, canary: str) -> bytes:
     """The submission of CODE, with its honest function."""
-    return submission(LAB, HONEST | {"stamp": CODE[name][0].replace("CANARY", canary).lstrip("\n")})
+    return submission(
+        LAB, HONEST | {"stamp": CODE[name][0].replace("CANARY", canary).replace("SLEEP", SLEEP).lstrip("\n")}
+    )
 
 
 def honest(**changes: str) -> dict:

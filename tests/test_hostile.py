@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PROJECT
-from hostile import CODE, FILES, HONEST, LAB, coded
+from hostile import CODE, FILES, HONEST, LAB, SLEEP, coded
 from submissions import solved, submission, write
 
 from labkit.checks import lab02
@@ -119,7 +119,7 @@ def test_nothing_is_left_running(results):
         except OSError:
             return b""
 
-    running = [path.name for path in Path("/proc").glob("[0-9]*") if b"98765" in command(path)]
+    running = [path.name for path in Path("/proc").glob("[0-9]*") if SLEEP.encode() in command(path).split(b"\0")]
     assert not running
 
 

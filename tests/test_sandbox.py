@@ -64,7 +64,7 @@ def test_a_loop_ends_and_the_session_goes_on(place):
 
 
 def test_what_is_left_running_is_ended(place):
-    number = f"87654{place.namespaces:d}{place.wrapped:d}"
+    number = f"8{os.getpid()}{place.namespaces:d}{place.wrapped:d}"
     with place.open() as session:
         run(session, LEAVE.format(number) + "\nleave()")
         call(session, "leave")
