@@ -17,7 +17,7 @@ from submissions import solved, submission, write
 
 from labkit.checks import lab02
 from labkit.grading.grade import Settings, grade
-from labkit.grading.sandbox import Limits
+from labkit.grading.limits import Limits
 
 LIMITS = Limits(cell_seconds=3, call_seconds=3, wall_seconds=30, cpu_seconds=10, memory=1 << 30, file_size=16 << 20)
 # What a function earns, attack or not, that gives the images back as they came: the shape, the pixels outside the

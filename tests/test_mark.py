@@ -14,7 +14,8 @@ from labkit import checks
 from labkit.checks.exercise import Exercise, judge
 from labkit.course.notebooks import encode
 from labkit.grading import child, wire
-from labkit.grading.mark import SEED, mark, returned
+from labkit.grading.mark import SEED, mark
+from labkit.grading.replies import returned
 from labkit.grading.sandbox import Lost
 
 EXERCISES = {

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from labkit.grading.sandbox import Limits, Lost, Sandbox, environment, words
+from labkit.grading.barriers import environment, words
+from labkit.grading.limits import Limits
+from labkit.grading.sandbox import Lost, Sandbox
 
 LEAVE = """
 import os

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import resource
 import select
 import signal
 import socket
@@ -184,33 +183,3 @@ def sweep() -> None:
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG) != (0, 0):
                 time.sleep(0)
-
-
-# --- limits -----------------------------------------------------------------------------------------------------------
-
-
-def limit(limits: dict[str, Any]) -> list[str]:
-    """Set what one process may use; returns the names of those limits that this system has agreed to."""
-    wanted = {
-        "limited CPU time": (resource.RLIMIT_CPU, int(limits["cpu_seconds"])),
-        "limited memory": (resource.RLIMIT_AS, address_space() + limits["memory"]),
-        "limited file size": (resource.RLIMIT_FSIZE, limits["file_size"]),
-        "limited number of processes": (resource.RLIMIT_NPROC, limits["processes"]),
-        "no core dumps": (resource.RLIMIT_CORE, 0),
-        "limited open files": (resource.RLIMIT_NOFILE, 256),
-    }
-    agreed = []
-    for name, (kind, value) in wanted.items():
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(kind, (value, value))
-            agreed.append(name)
-    return agreed
-
-
-def address_space() -> int:
-    """Bytes of address space that this process has now: the libraries that every submission shares."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[0]) * resource.getpagesize()
-    except OSError:
-        return 16 << 30

@@ -29,10 +29,11 @@ from tqdm.auto import tqdm
 from labkit.cache import locked, source_hash
 from labkit.course.notebooks import lab_paths
 from labkit.grading.collect import Submission, collect
+from labkit.grading.limits import Limits
 from labkit.grading.mark import SEED, mark, summary, unreadable
 from labkit.grading.records import Records, encode, put, read_record, record_path, table
 from labkit.grading.restore import Lab, Unreadable, lab
-from labkit.grading.sandbox import Limits, Sandbox
+from labkit.grading.sandbox import Sandbox
 
 
 @dataclasses.dataclass(frozen=True)

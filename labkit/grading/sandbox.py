@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import os
 import shutil
@@ -27,25 +26,12 @@ from typing import Any
 
 from torch import Tensor
 
+from labkit.grading.barriers import HOME, SCRATCH, bubblewrap, environment, ways, words
+from labkit.grading.limits import Limits
 from labkit.grading.wire import Broken, receive, send
 
-HOME = Path(__file__).parents[1]
-SCRATCH = "/scratch"  # in bubblewrap's file system
-NOBODY = 65534
 STARTING = 180.0  # seconds for Python to import torch on a slow disk
 GRACE = 3.0  # seconds that a reply may be later than the limit in the student's process
-SYSTEM = (
-    "/usr",
-    "/bin",
-    "/lib",
-    "/lib32",
-    "/lib64",
-    "/opt",
-    "/nix/store",
-    "/etc/ld.so.cache",
-    "/etc/localtime",
-    "/etc/fonts",
-)
 BOOT = """
 import os, sys, types
 if {user}:
@@ -55,20 +41,6 @@ sys.modules["labkit.checks"] = types.ModuleType("labkit.checks")  # what judges 
 from labkit.grading.zygote import main
 main({number})
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What one submission may use."""
-
-    cell_seconds: float = 20.0  # for each cell
-    call_seconds: float = 10.0  # for each exercise, all its cases together
-    wall_seconds: float = 120.0  # for all of it
-    cpu_seconds: float = 60.0  # of each of its processes
-    memory: int = 4 << 30  # bytes of address space of each process, beyond torch's own
-    file_size: int = 64 << 20  # bytes of a file, and of its scratch folder
-    processes: int = 64
-    reply: int = 32 << 20  # bytes of the answers to one exercise
 
 
 class Lost(Exception):
@@ -200,61 +172,3 @@ class Sandbox:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-# --- what the system offers -------------------------------------------------------------------------------------------
-
-
-def ways() -> list[tuple[bool, int | None]]:
-    """(in bubblewrap, as which other user) from the strictest on; root's submissions run as nobody where that works."""
-    users = [NOBODY, None] if hasattr(os, "geteuid") and os.geteuid() == 0 else [None]
-    return [(wrapped, user) for wrapped in ([True, False] if shutil.which("bwrap") else [False]) for user in users]
-
-
-def environment(wrapped: bool) -> dict[str, str]:
-    """All that a submission sees of the environment; nothing of the grader's own."""
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    return (
-        threads
-        | {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "LABKIT_DEVICE": "cpu", "MPLBACKEND": "agg"}
-        | ({"TMPDIR": SCRATCH, "HOME": SCRATCH, "MPLCONFIGDIR": SCRATCH} if wrapped else {})
-    )
-
-
-@functools.cache
-def bubblewrap(user: int | None) -> tuple[str, ...]:
-    """The command before Python's: a file system of Python and labkit alone, read-only; no network; no checks.
-
-    It dies with the thread that started it.
-    """
-    command = ["bwrap", "--die-with-parent", "--new-session", "--cap-drop", "ALL"]
-    if user is None:
-        command += ["--unshare-all", "--unshare-user"]
-    else:  # root, who becomes somebody else once everything is in place
-        command += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
-        command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-    for path in SYSTEM:
-        command += ["--ro-bind-try", path, path]
-    prefixes = {sys.prefix, sys.base_prefix, str(Path(sys.executable).resolve().parents[1])}
-    libraries = {p for p in sys.path if p.endswith(("site-packages", "dist-packages")) and Path(p).is_dir()}
-    places = sorted((prefixes | libraries | {str(HOME)}) - {"/", "/usr"})
-    for folder in sorted({str(parent) for path in places for parent in Path(path).parents} - {"/", "/usr"}):
-        command += ["--perms", "0755", "--dir", folder]
-    for path in places:
-        command += ["--ro-bind", path, path]
-    for home in {HOME, *(Path(p) / "labkit" for p in libraries)}:
-        command += ["--tmpfs", str(home / "checks")] if (home / "checks").is_dir() else []
-    command += ["--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"]
-    return (*command, "--perms", "1777", "--tmpfs", SCRATCH, "--remount-ro", "/")
-
-
-def words(wrapped: bool, in_force: list[str]) -> list[str]:
-    """What was in force, and what was not, for the instructor to read."""
-    found = ["bubblewrap: a read-only file system without the graders' files, no network"]
-    if not wrapped:
-        found = ["NO bubblewrap: submissions can read this user's files, and write where this user may"]
-    if "own processes" not in in_force:
-        found.append("NO process namespace: what a submission starts is ended by searching for it")
-    if not wrapped and "no network" not in in_force:
-        found.append("NO network barrier")
-    return [*found, f"each submission: {', '.join(sorted(in_force))}"]

@@ -24,6 +24,7 @@ import sys
 from typing import Any
 
 from labkit.grading import child
+from labkit.grading.limits import limit
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
@@ -111,7 +112,7 @@ def enter(order: dict[str, Any], line: int, tell: int) -> None:
             mount("tmpfs", "/proc", "size=0,mode=555", MS_RDONLY)
     os.chdir(folder)
     os.environ.update(HOME=folder, TMPDIR=folder, MPLCONFIGDIR=folder, LABKIT_CACHE=os.path.join(folder, "cache"))
-    in_force += child.limit(order["limits"])
+    in_force += limit(order["limits"])
     in_force += ["no capabilities"] if give_up_rights() else []
     served = socket.socket(fileno=line)
     child.send(served, {"in_force": in_force})
