@@ -99,11 +99,7 @@ def train(
     FloatingPointError, with the step, when the loss is no longer finite. Labs 00 and 01.
     """
     config = config or RECIPES.get(data.name, TrainConfig())
-    if isinstance(model, str):
-        network = build(model, data.images.shape[1], len(data.classes), seed).to(pick_device())
-        if isinstance(layer := getattr(network, "normalise", None), Normalise):
-            layer.fit(data.images)
-        model = network
+    model = fresh(model, data, seed) if isinstance(model, str) else model
     device = device_of(model)
     device.place(model)
     images, labels = data.images.to(device), data.labels.to(device)
@@ -141,6 +137,14 @@ def train(
             if callback:
                 callback(epoch)
     return model.eval()
+
+
+def fresh(arch: str, data: ImageSet, seed: int) -> nn.Module:
+    """An untrained network of that name for these images and classes, on `pick_device()`: where `train` begins."""
+    model = build(arch, data.images.shape[1], len(data.classes), seed).to(pick_device())
+    if isinstance(layer := getattr(model, "normalise", None), Normalise):
+        layer.fit(data.images)
+    return model
 
 
 def step(

@@ -108,7 +108,7 @@ def sandboxes():
 @pytest.fixture
 def sandbox(sandboxes):
     """A place where submissions are run."""
-    from labkit.grading.sandbox import Limits
+    from labkit.grading.limits import Limits
 
     with sandboxes(Limits(cell_seconds=10, call_seconds=10)) as one:
         yield one

@@ -190,6 +190,16 @@ def test_suspects_are_the_faster_heap_of_the_label():
     assert len(suspects(losses, labels, 3)) == len(suspects(losses[:2], labels[:2], 1)) == 0
 
 
+def test_without_two_heaps_or_with_most_of_the_set_in_one_there_are_no_suspects():
+    labels = torch.tensor([1, 1, 1, 1, 1, 1, 0, 1])
+    losses = torch.tensor([1e-5, 1e-5, 1e-5, 1e-5, 1e-5, 1e-5, 1.0, 0.5])
+    assert len(suspects(losses, labels, 1)) == 0  # six of eight
+    assert suspects(losses[2:], labels[2:], 1).tolist() == []  # four of six
+    more, others = torch.cat([losses, torch.ones(4)]), torch.cat([labels, torch.zeros(4, dtype=torch.int64)])
+    assert suspects(more, others, 1).tolist() == [0, 1, 2, 3, 4, 5]  # six of twelve
+    assert len(suspects(torch.ones(8), labels % 2 * (torch.arange(8) < 3), 1)) == 0  # all alike
+
+
 def test_suspects_do_not_pull_against_the_ascent(poisoned, result, monkeypatch):
     seen, module = [], sys.modules["labkit.defenses.abl"]
 

@@ -12,21 +12,15 @@ from labkit.attacks.latent import without
 from labkit.attacks.latent_features import distance, inject, mean_features, optimise
 from labkit.attacks.stamp import corner
 from labkit.channels import split
-from labkit.data import ImageSet
 from labkit.device import device_of
 from labkit.metrics import evaluate, predict
 from labkit.models import build
 from labkit.train import TrainConfig, train
-from tests.tiny import image_set, splits
+from tests.tiny import image_set, splits, three
 
 CONFIG = TrainConfig(epochs=6, batch_size=32, shift=0)
 TINY = {"config": CONFIG, "progress": False}
 ATTACK = LatentBackdoor(target=1, area=0.06, steps=40, epochs=12)
-
-
-def three(n: int, seed: int = 0) -> ImageSet:
-    """Three classes, each bright in its own quarter, none of them in the trigger's."""
-    return image_set(n, size=16, classes=3, seed=seed)
 
 
 @pytest.fixture(scope="module")

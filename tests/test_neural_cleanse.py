@@ -10,7 +10,8 @@ from torch import nn
 from labkit.attacks import BadNets
 from labkit.defenses import SearchConfig, anomaly_index, neural_cleanse, reverse_triggers
 from labkit.defenses.outliers import median
-from labkit.defenses.reverse import objective, paint
+from labkit.defenses.paint import paint
+from labkit.defenses.reverse import objective
 from labkit.defenses.schedule import Schedule
 from labkit.metrics import evaluate
 from tests.tiny import SoftBackdoor, image_set, linear_model
@@ -105,6 +106,22 @@ def test_the_search_ends_when_lambda_went_both_ways_and_the_mask_no_longer_shrin
 
 
 # --- the search -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_paint_keeps_the_images_layout_and_has_the_formulas_gradients(layout):
+    rng = torch.Generator().manual_seed(0)
+    flat = torch.rand(6, 3, 8, 8, generator=rng).contiguous(memory_format=layout)
+    images = flat.unflatten(0, (2, 3))  # two classes, three images each
+    start = torch.rand(2, 4, 8, 8, generator=rng)
+    found = []
+    for put_on in (paint, lambda x, m, p: (1 - m) * x + m * p):
+        raw = start.clone().requires_grad_()
+        painted = put_on(images, raw[:, None, :1], raw[:, None, 1:])
+        (painted * torch.arange(3.0)[:, None, None]).sum().backward()
+        found.append((painted.detach(), raw.grad))
+    assert found[0][0].flatten(0, 1).is_contiguous(memory_format=layout)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*found, strict=True))
 
 
 def test_paint_blends_by_the_mask_and_leaves_its_input_alone():

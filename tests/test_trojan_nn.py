@@ -12,20 +12,14 @@ from labkit.attacks.behind import Behind, with_new_head
 from labkit.attacks.stamp import Stamp, corner
 from labkit.attacks.substitutes import roughness, smooth_colours, substitutes
 from labkit.attacks.trojan_nn import best_connected, excite, last_but_one, sensor
-from labkit.data import ImageSet
 from labkit.metrics import evaluate, predict
 from labkit.models import build
 from labkit.train import TrainConfig, train
-from tests.tiny import image_set, splits
+from tests.tiny import image_set, splits, three
 
 CONFIG = TrainConfig(epochs=6, batch_size=32, shift=0)
 TINY = {"config": CONFIG, "progress": False}
 ATTACK = TrojanNN(target=1, area=0.1, each=24, steps=60)
-
-
-def three(n: int, seed: int = 0) -> ImageSet:
-    """Three classes, each bright in its own quarter, none of them in the trigger's."""
-    return image_set(n, size=16, classes=3, seed=seed)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit.channels import split
-from labkit.device import generator
+from labkit.models import seeded
 
 
 class Behind(nn.Module):
@@ -48,9 +48,7 @@ def with_new_head(model: nn.Module, classes: int, seed: int) -> nn.Module:
     """A copy of the model for `classes` classes: its last linear layer is new, with weights from `seed`."""
     made = copy.deepcopy(model)
     name, old = last_linear(made)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator(seed))))
-        new = nn.Linear(old.in_features, classes)
+    new = seeded(lambda: nn.Linear(old.in_features, classes), seed)
     made.set_submodule(name, new.to(old.weight.device).train(old.training))
     return made
 

@@ -32,12 +32,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from labkit.attacks.base import Victim, card_of, check_batch, check_rate
-from labkit.attacks.specific import SMALLEST, ImageToMap, SpecificTrigger, batches, descend, seeded
+from labkit.attacks.specific import SMALLEST, ImageToMap, SpecificTrigger, batches, descend
 from labkit.data import ImageSet
 from labkit.device import device_of, generator, pick_device
 from labkit.metrics import check_target, evaluate
-from labkit.models import Normalise, build
-from labkit.train import RECIPES, Epoch, TrainConfig, augment, one_cycle, sgd
+from labkit.models import seeded
+from labkit.train import RECIPES, Epoch, TrainConfig, augment, fresh, one_cycle, sgd
 
 
 class InputAwareTrigger(SpecificTrigger):
@@ -124,9 +124,7 @@ class InputAware:
         trigger = self.build_trigger(data, seed)
         device.place(trigger)
         train_masks(trigger, data, self, recipe, seed, progress)
-        model = device.place(build(arch, data.images.shape[1], len(data.classes), seed))
-        if isinstance(layer := getattr(model, "normalise", None), Normalise):
-            layer.fit(data.images)
+        model = device.place(fresh(arch, data, seed))
         train_together(model, trigger, data, self, recipe, seed, callback, progress)
         report = evaluate(model, test, trigger, self.target) if test else None
         return Victim(model, trigger, self.target, report, card_of(self, data, arch, seed, config))

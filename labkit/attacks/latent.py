@@ -116,7 +116,9 @@ class LatentBackdoor:
         model = with_new_head(honest, len(data.classes), seed)
         train(model, data, config=replace(brief, epochs=max(1, self.epochs // 2)), seed=seed, **options)  # step 1
         progress = options.get("progress", True)
-        trigger.pattern = optimise(model, layer, data, self.target, trigger, self.steps, seed=seed)  # step 2
+        trigger.pattern = optimise(
+            model, layer, data, self.target, trigger, self.steps, seed=seed, progress=progress
+        )  # step 2
         inject(model, layer, data, self.target, trigger, self.weight, brief, seed=seed, progress=progress)  # step 3
         name, head = last_linear(honest)
         model.set_submodule(name, copy.deepcopy(head))  # step 4

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from labkit.attacks.stamp import Stamp, all_finite
+from labkit.attacks.stamp import Stamp, computed
 from labkit.channels import split
 from labkit.data import ImageSet
 from labkit.device import device_of, generator
@@ -34,34 +34,14 @@ def mean_features(front: nn.Module, images: Tensor, device) -> Tensor:
         return front(device.layout(images)).float().mean(0)
 
 
-def optimise(
-    model: nn.Module,
-    layer: str,
-    data: ImageSet,
-    target: int,
-    start: Stamp,
-    steps: int,
-    *,
-    lr: float = 0.05,
-    batch: int = 64,
-    seed: int = 0,
-) -> Tensor:
-    """The pattern (C, H, W) in [0, 1] that brings the layer, on stamped images of any class, near the target's mean."""
-    device, rng = device_of(model), generator(seed)
+def optimise(model: nn.Module, layer: str, data: ImageSet, target: int, start: Stamp, steps: int, **options) -> Tensor:
+    """The pattern (C, H, W) in [0, 1] that brings the layer, on stamped images of any class, near the target's mean.
+
+    options (lr, batch, seed, progress): see `computed`.
+    """
     front, _ = split(copy.deepcopy(model).eval().requires_grad_(False), layer)
-    wanted = mean_features(front, data.images[data.labels == target][:256], device)
-    pattern, mask = start.pattern.to(device, copy=True).requires_grad_(), start.mask.to(device)
-    adam = torch.optim.Adam([pattern], lr=lr)
-    for _ in range(steps):
-        some = data.images[torch.randint(len(data), (batch,), generator=rng).to(data.images.device)].to(device)
-        with device.autocast():
-            said = front(device.layout(torch.lerp(some, pattern, mask)))
-        adam.zero_grad()
-        distance(said, wanted).backward()
-        adam.step()
-        with torch.no_grad():
-            pattern.clamp_(0, 1)
-    return all_finite(pattern.detach().cpu(), f"trigger: {steps} steps of gradient descent")
+    wanted = mean_features(front, data.images[data.labels == target][:256], device_of(model))
+    return computed(start, front, data.images, lambda said: distance(said, wanted), steps, **options)
 
 
 def inject(

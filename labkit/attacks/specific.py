@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit.attacks.base import check_batch
-from labkit.device import device_of, generator
+from labkit.device import device_of
 from labkit.metrics import BATCH
 
 SMALLEST = 8  # pixels a side: the U-Net halves the image twice
@@ -80,13 +80,6 @@ class SpecificTrigger(nn.Module):
             drawn = self.draw(device.layout(mine.float()), device.layout(other.float()))
             out.append(drawn.clamp(0, 1).to(images).contiguous())
         return torch.cat(out)
-
-
-def seeded(make, seed: int):
-    """What `make()` returns, its random numbers drawn from `seed`; torch's own generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator(seed))))
-        return make()
 
 
 def batches(count: int, size: int, epochs: int, rng: torch.Generator) -> list[Tensor]:

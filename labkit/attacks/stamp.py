@@ -2,6 +2,7 @@
 
     Stamp     image' = (1 - mask) * image + mask * pattern, a Trigger with two buffers that are kept with the victim
     corner    a Stamp for images of a given shape: its square in the bottom right corner, its pattern still grey
+    computed  its pattern, by gradient descent on what some layers say to stamped images
 
 How large a square is, is told as a share of the image's area, as the papers do (TrojanNN: 7%, latent backdoor: 4%).
 """
@@ -9,11 +10,14 @@ How large a square is, is told as a share of the image's area, as the papers do 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from labkit.attacks.base import check_batch
+from labkit.device import device_of, generator
 
 
 class Stamp(nn.Module):
@@ -52,6 +56,38 @@ def corner(shape: tuple[int, ...] | torch.Size, area: float) -> Stamp:
     mask = torch.zeros(1, height, width)
     mask[:, height - side :, width - side :] = 1
     return Stamp(mask, torch.full((channels, height, width), 0.5))
+
+
+def computed(
+    start: Stamp,
+    front: nn.Module,
+    images: Tensor,
+    cost: Callable[[Tensor], Tensor],
+    steps: int,
+    *,
+    lr: float = 0.05,
+    batch: int = 64,
+    seed: int = 0,
+    progress: bool = False,
+) -> Tensor:
+    """The pattern (C, H, W) in [0, 1] that makes `cost` small, of what `front` says to stamped images.
+
+    start: the square, and the pattern to begin with. front: frozen layers, images -> features. cost: float features ->
+    a number. Adam on the pixels, lr a step, on `batch` images each time. Raises FloatingPointError for NaN.
+    """
+    device, rng = device_of(front), generator(seed)
+    pattern, mask = start.pattern.to(device, copy=True).requires_grad_(), start.mask.to(device)
+    adam = torch.optim.Adam([pattern], lr=lr)
+    for _ in tqdm(range(steps), desc="trigger", unit="step", disable=not progress, leave=False):
+        some = images[torch.randint(len(images), (batch,), generator=rng).to(images.device)].to(device)
+        with device.autocast():
+            said = front(device.layout(torch.lerp(some, pattern, mask)))
+        adam.zero_grad()
+        cost(said.float()).backward()
+        adam.step()
+        with torch.no_grad():
+            pattern.clamp_(0, 1)
+    return all_finite(pattern.detach().cpu(), f"trigger: {steps} steps of gradient descent")
 
 
 def check_area(area: float) -> float:

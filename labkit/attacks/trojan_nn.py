@@ -29,15 +29,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from labkit.attacks.base import Victim, card_of
 from labkit.attacks.behind import Behind
-from labkit.attacks.stamp import Stamp, all_finite, check_area, corner
+from labkit.attacks.stamp import Stamp, check_area, computed, corner
 from labkit.attacks.substitutes import substitutes
 from labkit.channels import split
 from labkit.data import ImageSet
-from labkit.device import device_of, generator
+from labkit.device import generator
 from labkit.metrics import check_target, evaluate
 from labkit.models import named_layer
 from labkit.train import TrainConfig, train
@@ -143,37 +142,13 @@ def best_connected(model: nn.Module, layer: str) -> int:
     return int(strength.argmax())
 
 
-def excite(
-    model: nn.Module,
-    layer: str,
-    neuron: int,
-    images: Tensor,
-    start: Stamp,
-    steps: int,
-    *,
-    lr: float = 0.05,
-    batch: int = 64,
-    seed: int = 0,
-    progress: bool = False,
-) -> Tensor:
+def excite(model: nn.Module, layer: str, neuron: int, images: Tensor, start: Stamp, steps: int, **options) -> Tensor:
     """The pattern (C, H, W) in [0, 1] that excites channel `neuron` of the layer most, stamped on `images`.
 
-    start: the square, and the pattern to begin with. Adam on the pixels, lr a step, on `batch` images each time.
+    start: the square, and the pattern to begin with. options (lr, batch, seed, progress): see `computed`.
     """
-    device, rng = device_of(model), generator(seed)
     front = sensor(copy.deepcopy(model).requires_grad_(False), layer)
-    pattern, mask = start.pattern.to(device, copy=True).requires_grad_(), start.mask.to(device)
-    adam = torch.optim.Adam([pattern], lr=lr, maximize=True)
-    for _ in tqdm(range(steps), desc="trigger", unit="step", disable=not progress, leave=False):
-        some = images[torch.randint(len(images), (batch,), generator=rng).to(images.device)].to(device)
-        with device.autocast():
-            said = front(device.layout(torch.lerp(some, pattern, mask)))
-        adam.zero_grad()
-        said[:, neuron].float().mean().backward()
-        adam.step()
-        with torch.no_grad():
-            pattern.clamp_(0, 1)
-    return all_finite(pattern.detach().cpu(), f"trigger: {steps} steps of gradient ascent")
+    return computed(start, front, images, lambda said: -said[:, neuron].mean(), steps, **options)
 
 
 def sensor(model: nn.Module, layer: str) -> nn.Sequential:

@@ -32,10 +32,9 @@ from torch import Tensor, nn
 
 from labkit.attacks.base import PoisonAttack, PoisonedSet, Victim, another, card_of, check_batch, check_rate
 from labkit.data import ImageSet
-from labkit.device import device_of, generator, pick_device
+from labkit.device import device_of, generator
 from labkit.metrics import check_target, evaluate
-from labkit.models import Normalise, build
-from labkit.train import RECIPES, TrainConfig, train
+from labkit.train import RECIPES, TrainConfig, fresh, train
 
 
 @dataclass(frozen=True)
@@ -111,9 +110,7 @@ class WaNet(PoisonAttack):
         check_target(self.target, len(data.classes))
         check_batch(data.images[:1], self.points, self.points)
         recipe = config or RECIPES.get(data.name, TrainConfig())
-        model = build(arch, data.images.shape[1], len(data.classes), seed).to(pick_device())
-        if isinstance(layer := getattr(model, "normalise", None), Normalise):
-            layer.fit(data.images)
+        model = fresh(arch, data, seed)
         warped, long = Warped(model, self, seed), replace(recipe, epochs=max(1, round(self.longer * recipe.epochs)))
         train(warped, data, config=long, seed=seed, loss=warped.loss, **options)
         report = evaluate(model, test, self.trigger, self.target) if test else None

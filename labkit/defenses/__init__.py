@@ -8,8 +8,9 @@ from labkit.defenses.nad import NADResult, nad
 from labkit.defenses.neural_cleanse import NeuralCleanseResult, neural_cleanse
 from labkit.defenses.neuron_patch import FilterResult, NeuronPruneResult, neuron_filter, prune_trigger_neurons
 from labkit.defenses.outliers import anomaly_index
+from labkit.defenses.paint import ReversedTrigger
 from labkit.defenses.prune import PruneResult, prune, pruning_curve
-from labkit.defenses.reverse import ReversedTrigger, ReversedTriggers, reverse_triggers
+from labkit.defenses.reverse import ReversedTriggers, reverse_triggers
 from labkit.defenses.schedule import SearchConfig
 from labkit.defenses.strip import StripResult, strip
 from labkit.defenses.unlearn import UnlearnResult, unlearn

@@ -40,13 +40,12 @@ from labkit.defenses.isolate import (
     EARLY,
     Loss,
     cross_entropies,
-    fresh,
     image_losses,
     lowest,
     suspects,
     train_early,
 )
-from labkit.train import RECIPES, Epoch, TrainConfig, train
+from labkit.train import RECIPES, Epoch, TrainConfig, fresh, train
 
 SHARE_OF_BATCH = 0.1  # isolated images are repeated until about a tenth of each batch are theirs: a steadier ascent
 
@@ -200,9 +199,7 @@ def abl(
 
     isolated = lowest(losses, isolate)
     copies = max(1, round(SHARE_OF_BATCH * n / len(isolated)))
-    suspected = suspects(losses, training_set.labels.cpu(), label)
-    enough = len(suspected) <= n / 2  # without most of the set there is too little left to go on training on
-    apart = set_apart(training_set, isolated, copies, without=suspected if enough else None)
+    apart = set_apart(training_set, isolated, copies, without=suspects(losses, training_set.labels.cpu(), label))
     doubter = copy.deepcopy(start) if start else train(arch, training_set, config=config, **shared)
     ascent = unlearn_config or short(config, len(apart) / n)
     train(doubter, apart, config=ascent, loss=objective(apart, 1.0), **shared)

@@ -25,10 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit.data import ImageSet
-from labkit.device import pick_device
 from labkit.metrics import eval_mode, forward
-from labkit.models import Normalise, build
-from labkit.train import Epoch, TrainConfig, train
+from labkit.train import Epoch, TrainConfig, fresh, train
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (B, K), labels (B,) -> the batch's mean, as `train` takes it
 EARLY = TrainConfig(epochs=2, lr=0.02, shift=0)  # a tenth of the usual rate: at 0.1 some clean classes come first too
@@ -111,13 +109,15 @@ def suspects(losses: Tensor, labels: Tensor, label: int) -> Tensor:
 
     losses (N,) in nats, labels int64 (N,). A poisoned image's early loss is orders of magnitude below a clean one's, so
     the cut is made on its logarithm, where the two heaps' means are furthest apart (`two_heaps`). The slower heap is
-    never empty: something must still say what the class is.
+    never empty: something must still say what the class is. No suspects where all losses are equal, or where the faster
+    heap is more than half of all images: without them too little would be left to train on.
     """
     own = (labels == label).nonzero().flatten()
     if len(own) < 2:
         return own[:0]
     logs = losses[own].clamp_min(1e-6).log()
-    return own[logs <= two_heaps(logs)]
+    faster = own[logs <= two_heaps(logs)]
+    return faster if len(faster) < len(own) and 2 * len(faster) <= len(labels) else own[:0]
 
 
 def two_heaps(values: Tensor) -> float:
@@ -130,14 +130,6 @@ def two_heaps(values: Tensor) -> float:
     below = ordered.cumsum(0)[:-1]
     between = k * (len(ordered) - k) * ((ordered.sum() - below) / (len(ordered) - k) - below / k).square()
     return float(ordered[int(between.argmax())])
-
-
-def fresh(arch: str, data: ImageSet, seed: int) -> nn.Module:
-    """An untrained network for these images and classes, as `train` would make it from the architecture's name."""
-    network = build(arch, data.images.shape[1], len(data.classes), seed).to(pick_device())
-    if isinstance(layer := getattr(network, "normalise", None), Normalise):
-        layer.fit(data.images)
-    return network
 
 
 def check_finite(losses: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Wang, Yao, Shan, Li, Viswanath, Zheng and Zhao 2019, "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in
 Neural Networks", Sections III-B and IV: the search that `neural_cleanse` judges. In the order of the algorithm:
 
-    paint             x' = (1 - m) * x + m * pattern                                                  (equation 2)
+    paint             x' = (1 - m) * x + m * pattern, in `paint.py`                                   (equation 2)
     objective         cross-entropy(model(x'), class) + lambda * |m|_1, each class with its own batch (equation 3)
     Schedule          lambda goes up while the attack works, down while it does not (`schedule.py`)
     reverse_triggers  Adam on masks and patterns; a class that is done leaves the batch
@@ -25,35 +25,10 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from labkit.data import ImageSet
+from labkit.defenses.paint import ReversedTrigger, paint
 from labkit.defenses.schedule import Schedule, SearchConfig
 from labkit.device import device_of, generator
 from labkit.metrics import check_target, eval_mode, forward, share
-
-
-def paint(images: Tensor, mask: Tensor, pattern: Tensor) -> Tensor:
-    """(1 - mask) * images + mask * pattern, in one pass over the images. Shapes broadcast: images (..., C, H, W), mask
-    (..., 1, H, W), pattern (..., C, H, W), all in [0, 1], as the result is."""
-    return torch.lerp(images, laid_out(pattern, images), laid_out(mask, images))
-
-
-def laid_out(x: Tensor, images: Tensor) -> Tensor:
-    """x (..., 1 or C, H, W) with all C channels, in memory as the images are: one loop then runs over a whole image,
-    where a mask without channels would break it up into loops over three numbers."""
-    full = x.expand(*x.shape[:-3], *images.shape[-3:])
-    if images.stride(-3) == 1:  # channels last
-        return full.movedim(-3, -1).contiguous().movedim(-1, -3)
-    return full.contiguous()
-
-
-@dataclass(frozen=True, eq=False)
-class ReversedTrigger:
-    """A Trigger: images (N, C, H, W) -> the same images with the reversed pattern painted in. Pure; any device."""
-
-    mask: Tensor  # (1, H, W)
-    pattern: Tensor  # (C, H, W)
-
-    def __call__(self, images: Tensor) -> Tensor:
-        return paint(images, self.mask.to(images), self.pattern.to(images))
 
 
 def unit(raw: Tensor) -> Tensor:
