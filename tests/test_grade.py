@@ -3,10 +3,12 @@
 import csv
 import io
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -146,6 +148,23 @@ def test_one_submission_that_the_grader_itself_cannot_handle_does_not_stop_the_r
     assert "MemoryError" in (tmp_path / "grades" / "overview.html").read_text(encoding="utf-8")
 
 
+def test_a_sandbox_that_fails_once_costs_nobody_a_point(class_, graded, tmp_path, monkeypatch):
+    from labkit.grading import grade as module
+
+    seen = []
+
+    def failing_once(lab, content, sandbox, seed):
+        seen.append(content)
+        if len(seen) == 1:
+            raise RuntimeError("the system refuses to fork")
+        return mark(lab, content, sandbox, seed)
+
+    mark = module.mark
+    monkeypatch.setattr(module, "mark", failing_once)
+    grade(class_, tmp_path / "grades.csv", SETTINGS)
+    assert files(tmp_path / "grades.csv") == files(graded)
+
+
 # --- what is handed in ------------------------------------------------------------------------------------------------
 
 
@@ -183,17 +202,19 @@ def test_a_cluster_that_loses_a_worker_ends_with_the_same_bytes(class_, graded, 
     pytest.importorskip("distributed")
     from distributed import LocalCluster
 
+    killed = []
+
+    def kill(worker: int) -> None:
+        while not list(tmp_path.rglob("*.json")):
+            time.sleep(0.01)
+        os.kill(worker, signal.SIGKILL)
+        killed.append(worker)
+
     with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
-        victim = next(iter(cluster.workers.values()))
-        import threading
-
-        def kill() -> None:
-            while not list(tmp_path.rglob("*.json")):
-                time.sleep(0.01)
-            victim.process.process.kill()
-
-        threading.Thread(target=kill, daemon=True).start()
+        nanny = next(iter(cluster.workers.values()))
+        threading.Thread(target=kill, args=[nanny.pid], daemon=True).start()
         grade(class_, tmp_path / "grades.csv", SETTINGS, scheduler=cluster.scheduler_address)
+        assert killed and not Path("/proc", str(killed[0])).exists()
     assert files(tmp_path / "grades.csv") == files(graded)
 
 

@@ -178,18 +178,22 @@ class Marker:
         if not hasattr(self.own, "sandbox"):
             self.own.sandbox = Sandbox(self.settings.limits)
             self.all.append(self.own.sandbox)
-        try:
-            made = mark(self.labs[name], content, self.own.sandbox, self.settings.seed)
-        except Exception as error:  # ours, not the student's: say so, and go on with the others
-            self.own.sandbox.stop()
-            rows = unreadable(self.labs[name], "This could not be graded. Your teacher has been told.")["exercises"]
-            made = summary(self.labs[name], "not graded", rows) | {
-                "solutions": {},
-                "seconds": 0.0,
-                "problem": f"{error!r}"[:300],
-            }
+        for _ in range(2):  # what fails here is ours, not the student's: once more, in a fresh sandbox
+            try:
+                made = mark(self.labs[name], content, self.own.sandbox, self.settings.seed)
+                break
+            except Exception as error:  # say so, and go on with the others
+                self.own.sandbox.stop()
+                made = failed(self.labs[name], error)
         return made | {"in_force": self.own.sandbox.in_force}
 
     def close(self) -> None:
         for sandbox in self.all:
             sandbox.close()
+
+
+def failed(lab: Lab, error: Exception) -> dict[str, Any]:
+    """The record of a submission that the grader itself could not handle; the next run tries again."""
+    rows = unreadable(lab, "This could not be graded. Your teacher has been told.")["exercises"]
+    made = summary(lab, "not graded", rows)
+    return made | {"solutions": {}, "seconds": 0.0, "problem": f"{error!r}"[:300]}
