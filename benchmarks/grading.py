@@ -6,7 +6,6 @@ Own time is what a student's process takes from its first request to its last an
 """
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -43,12 +42,20 @@ def command(folder: Path, out: Path) -> list[str]:
 def timed(folder: Path, out: Path) -> tuple[float, float, float]:
     """(wall seconds, sum of the submissions' own seconds, the grader's largest resident memory in MB)."""
     start = time.perf_counter()
-    process = subprocess.Popen(command(folder, out), stdout=subprocess.DEVNULL, cwd=PROJECT)
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0, "the grader failed"
+    process, memory = subprocess.Popen(command(folder, out), stdout=subprocess.DEVNULL, cwd=PROJECT), 0.0
+    while process.poll() is None:  # of this process alone: what `wait4` says holds its children's too
+        memory = max(memory, largest(process.pid))
+        time.sleep(0.05)
+    assert process.returncode == 0, "the grader failed"
     wall = time.perf_counter() - start
     own = sum(json.loads((out.with_suffix("") / "run.json").read_bytes())["seconds"].values())
-    return wall, own, usage.ru_maxrss / 1024
+    return wall, own, memory
+
+
+def largest(number: int) -> float:
+    """The largest resident memory so far of a process, in MB; 0 when it has ended."""
+    text = Path("/proc", str(number), "status").read_text()
+    return next((float(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("VmHWM")), 0.0)
 
 
 def killed(folder: Path, out: Path, rng: random.Random, longest: float) -> bool:

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from submissions import blank, solutions, submission, write
 
 from labkit.course.notebooks import encode
-from labkit.grading.needed import pick
+from labkit.grading.needed import pick, statements
 
 LAB = "02_badnets"
 STUDENTS = (
@@ -40,7 +40,7 @@ def written_out(name: str, kind: str, number: int) -> str:
     module = import_module(f"tests.answers.lab{LAB[:2]}")
     answer = getattr(module, kind)[name][number]
     answer = answer[0] if isinstance(answer, tuple) else answer
-    made = pick([answer.__name__], [[inspect.getsource(module)]])
+    made = pick([answer.__name__], [statements([inspect.getsource(module)])])
     return "\n\n\n".join([*made, f"{name} = {answer.__name__}"])
 
 

@@ -12,7 +12,7 @@ images = data.train.images
 
 
 def needs(code: str, *cells: str) -> list[str]:
-    return pick([code], [[GIVEN], list(cells)])
+    return pick([code], [statements([GIVEN]), statements(cells)])
 
 
 def test_imports_come_one_name_at_a_time():
@@ -40,12 +40,12 @@ def test_changes_of_an_object_belong_to_it():
 
 def test_a_students_own_cell_comes_before_a_given_one():
     code = ["def f():\n    return K"]
-    assert pick(code, [[GIVEN], ["K = 3"]], first=(1, 0)) == ["K = 3"]
+    assert pick(code, [statements([GIVEN]), statements(["K = 3"])], first=(1, 0)) == ["K = 3"]
 
 
 def test_what_is_no_python_needs_and_offers_nothing():
     for text in ("def f(:", "\0", "(" * 5000):
-        assert statements(text) == [] and uses(text) == set()
+        assert statements([text]) == [] and uses(text) == set()
     assert needs("def f(x):\n    return helper(x)", "def helper(:", "def helper(x):\n    return x") != []
 
 

@@ -32,8 +32,9 @@ from labkit.grading.collect import Submission, collect
 from labkit.grading.limits import Limits
 from labkit.grading.mark import SEED, mark, summary, unreadable
 from labkit.grading.records import Records, encode, put, read_record, record_path, table
-from labkit.grading.restore import Lab, Unreadable, lab
+from labkit.grading.restore import Lab, lab
 from labkit.grading.sandbox import Sandbox
+from labkit.grading.submitted import Unreadable
 
 
 @dataclasses.dataclass(frozen=True)

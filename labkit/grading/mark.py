@@ -17,8 +17,9 @@ from torch import Tensor
 from labkit.checks.exercise import judge
 from labkit.grading import wire
 from labkit.grading.replies import cause, returned
-from labkit.grading.restore import Lab, Program, Task, Unreadable, cells, restore
+from labkit.grading.restore import Lab, Program, Task, restore
 from labkit.grading.sandbox import Lost, Sandbox, Session
+from labkit.grading.submitted import Unreadable, cells
 
 SEED = 20  # another one than the notebooks'; `labkit grade --seed` takes any
 SAID = {

@@ -1,6 +1,7 @@
 """Which statements does a piece of code need in order to run?
 
-    pick(code, groups) -> statements
+    statements(cells) -> [Statement]
+    pick(code, groups of statements) -> the texts of those that are needed
 
 A student's function may lean on an import of the setup cell, on a constant, or on a helper in a cell of the student's
 own; the rest of the notebook trains networks and draws figures, which a grade does not need. So names are followed:
@@ -10,6 +11,7 @@ from the code to the statements that bind them, from these to the next. Nothing 
 from __future__ import annotations
 
 import ast
+import contextlib
 import symtable
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -24,41 +26,37 @@ class Statement:
     binds: frozenset[str]
 
 
-def pick(code: Iterable[str], groups: Sequence[Iterable[str]], first: Sequence[int] | None = None) -> list[str]:
+def pick(code: Iterable[str], groups: Sequence[Sequence[Statement]], first: Sequence[int] | None = None) -> list[str]:
     """The statements of the groups that `code` needs, in the order of the groups.
 
-    groups: lists of cells. A name that several groups bind is taken from one of them, the earliest in `first`
-    (indices into groups; default: their order). Cells that are no Python are passed over.
+    A name that several groups bind is taken from one of them, the earliest in `first` (indices into groups; default:
+    their order).
     """
-    read = [[one for cell in cells for one in statements(cell)] for cells in groups]
-    order = list(first if first is not None else range(len(read)))
+    order = list(first if first is not None else range(len(groups)))
     wanted = [name for text in code for name in sorted(uses(text))]
-    chosen, done = {(g, i) for g, rows in enumerate(read) for i, one in enumerate(rows) if "*" in one.binds}, set()
+    chosen, done = {(g, i) for g, rows in enumerate(groups) for i, one in enumerate(rows) if "*" in one.binds}, set()
     while wanted:
         name = wanted.pop()
         if name in done:
             continue
         done.add(name)
         for g in order:
-            found = [(g, i) for i, one in enumerate(read[g]) if name in one.binds]
+            found = [(g, i) for i, one in enumerate(groups[g]) if name in one.binds]
             if found:
                 chosen.update(found)
-                wanted += [used for g, i in found for used in sorted(read[g][i].uses)]
+                wanted += [used for g, i in found for used in sorted(groups[g][i].uses)]
                 break
-    return [read[g][i].text for g, i in sorted(chosen)]
+    return [groups[g][i].text for g, i in sorted(chosen)]
 
 
-def statements(cell: str) -> list[Statement]:
-    """The top-level statements of a cell, imports one name each; [] if it is no Python."""
-    try:
-        body = ast.parse(cell).body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []
+def statements(cells: Iterable[str]) -> list[Statement]:
+    """The top-level statements of cells, imports one name each. Cells that are no Python are passed over."""
     made = []
-    for node in body:
-        for one in split(node):
-            text = ast.unparse(one)
-            made.append(Statement(text, frozenset(uses(text)), frozenset(binds(one, text))))
+    for cell in cells:
+        with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+            for one in (part for node in ast.parse(cell).body for part in split(node)):
+                text = ast.unparse(one)
+                made.append(Statement(text, frozenset(uses(text)), frozenset(binds(one, text))))
     return made
 
 
