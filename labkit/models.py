@@ -11,16 +11,14 @@ one channel of its output is one "neuron" of the pruning papers; `head` pools an
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from labkit.device import generator
 from labkit.layers import QuarterMean, TinyMapConv
-
-Made = TypeVar("Made")
 
 
 class Normalise(nn.Module):
@@ -129,14 +127,16 @@ def build(arch: str, channels: int, classes: int, seed: int = 0) -> nn.Module:
     """
     if arch not in ARCHITECTURES:
         raise ValueError(f"architecture: expected one of {', '.join(ARCHITECTURES)} or an nn.Module; got {arch!r}.")
-    return seeded(lambda: ARCHITECTURES[arch](channels, classes), seed)
+    with seeded(seed):
+        return ARCHITECTURES[arch](channels, classes)
 
 
-def seeded(make: Callable[[], Made], seed: int) -> Made:
-    """What `make()` returns, its random numbers drawn from `seed`; torch's own generator is left as it was."""
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within it, torch draws from `seed` (the CPU's generator); afterwards its generator is as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator(seed))))
-        return make()
+        yield
 
 
 def named_layer(model: nn.Module, name: str) -> nn.Module:

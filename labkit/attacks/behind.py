@@ -48,7 +48,8 @@ def with_new_head(model: nn.Module, classes: int, seed: int) -> nn.Module:
     """A copy of the model for `classes` classes: its last linear layer is new, with weights from `seed`."""
     made = copy.deepcopy(model)
     name, old = last_linear(made)
-    new = seeded(lambda: nn.Linear(old.in_features, classes), seed)
+    with seeded(seed):
+        new = nn.Linear(old.in_features, classes)
     made.set_submodule(name, new.to(old.weight.device).train(old.training))
     return made
 

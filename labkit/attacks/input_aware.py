@@ -99,7 +99,8 @@ class InputAware:
 
     def build_trigger(self, data: ImageSet, seed: int = 0) -> InputAwareTrigger:
         """Both networks with fresh weights from `seed`, for images like those of `data`."""
-        return seeded(lambda: InputAwareTrigger(data.images.shape[1]), seed)
+        with seeded(seed):
+            return InputAwareTrigger(data.images.shape[1])
 
     def implant(
         self,
