@@ -33,7 +33,7 @@ from tests.tiny import image_set, linear_model
 
 ATTACK = BadNets(target=1, rate=0.2)
 SHORT = TrainConfig(epochs=12, batch_size=32, shift=0)
-EARLY = TrainConfig(epochs=4, batch_size=32, lr=0.02, shift=0)
+EARLY = TrainConfig(epochs=6, batch_size=32, lr=0.02, shift=0)
 FAST = {"early_config": EARLY, "config": SHORT, "progress": False}
 
 

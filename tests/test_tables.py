@@ -63,3 +63,11 @@ def test_a_copy_is_found_though_it_is_renamed_and_commented():
     assert (found.one, found.other, found.exercises) == ("ann", "bob", ("f",)) and found.share == 1
     assert pairs({"ann": {"f": "def f(x):\n  return"}, "bob": {"f": "def f(x):\n  return"}}) == []
     assert pairs({"ann": {"f": "no ( python"}, "bob": {"f": "'''"}}) == []
+
+
+def test_those_who_share_most_come_first():
+    long = ODD + ODD.replace("def f", "def g").replace("biggest", "least").replace("9.5", "0.1 + x.mean()")
+    class_ = {f"s{i}": {"f": OWN.format("abs", i, i + 1)} for i in range(20)}
+    class_ |= {"ann": {"f": ODD}, "bob": {"f": ODD}, "zoe": {"h": long}, "yan": {"h": long}}
+    first, second = pairs(class_)
+    assert (first.one, second.one) == ("yan", "ann") and first.shared > second.shared > 30

@@ -1,6 +1,6 @@
 """Which students' solutions look alike, more than the exercise makes everybody's look alike?
 
-    pairs(solutions) -> [Pair], those alike in most exercises first
+    pairs(solutions) -> [Pair], those who share most first
 
 A solution is cut into runs of tokens, once with its own names and once with each name replaced by the place of its
 first use, so renaming hides nothing. Runs that many students share say what the exercise suggests; only rare ones
@@ -10,14 +10,15 @@ count. The comparison stays on this machine. It finds what a person should look 
 from __future__ import annotations
 
 import io
-import itertools
 import keyword
 import token
 import tokenize
 import zlib
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_matrix, triu
 
 RUN = 7  # tokens
 ENOUGH = 12  # rare runs that a solution must have to be compared
@@ -27,11 +28,13 @@ SKIPPED = {token.NEWLINE, token.NL, token.INDENT, token.DEDENT, token.ENDMARKER,
 
 @dataclass(frozen=True)
 class Pair:
-    """Two students, the exercises in which they are alike, and the largest share, 0 to 1, of rare runs in common."""
+    """Two students, the exercises in which they are alike, the rare runs they have in common there, names aside, and
+    the largest share, 0 to 1, of an exercise's rare runs that both have."""
 
     one: str
     other: str
     exercises: tuple[str, ...]
+    shared: int
     share: float
 
 
@@ -40,39 +43,51 @@ def pairs(solutions: Mapping[str, Mapping[str, str]], common: float = 0.05) -> l
 
     solutions: student -> exercise -> source. A run is rare if at most three students have it, or a share `common`.
     """
-    shares: dict[tuple[str, str], dict[str, float]] = {}
+    found: dict[tuple[str, str], dict[str, tuple[int, float]]] = {}
     for name in sorted({name for own in solutions.values() for name in own}):
         sources = {student: own[name] for student, own in sorted(solutions.items()) if name in own}
-        for who, share in alike(sources, common).items():
-            shares.setdefault(who, {})[name] = share
-    found = [Pair(*who, tuple(own), max(own.values())) for who, own in shares.items()]
-    return sorted(found, key=lambda pair: (-len(pair.exercises), -pair.share, pair.one, pair.other))
+        for who, much in alike(sources, common).items():
+            found.setdefault(who, {})[name] = much
+    made = [
+        Pair(*who, tuple(own), sum(runs for runs, _ in own.values()), max(share for _, share in own.values()))
+        for who, own in found.items()
+    ]
+    return sorted(made, key=lambda pair: (-pair.shared, -pair.share, pair.one, pair.other))
 
 
-def alike(sources: Mapping[str, str], common: float) -> dict[tuple[str, str], float]:
-    """(student, student) -> share, of those whose versions of one exercise are alike; names as they are, or renamed."""
-    best: dict[tuple[str, str], float] = {}
+def alike(sources: Mapping[str, str], common: float) -> dict[tuple[str, str], tuple[int, float]]:
+    """(student, student) -> (rare runs in common, their share of the shorter solution's), of those who are alike in
+    one exercise; names as they are, or replaced, whichever says more."""
+    students, best = list(sources), {}
     for renamed in (False, True):
-        runs = {student: runs_of(source, renamed) for student, source in sources.items()}
-        count = Counter(run for mine in runs.values() for run in mine)
-        limit = max(3.0, common * len(runs))
-        rare = {student: {run for run in mine if count[run] <= limit} for student, mine in runs.items()}
-        for one, other in itertools.combinations(rare, 2):
-            shorter = min(len(rare[one]), len(rare[other]))
-            share = len(rare[one] & rare[other]) / shorter if shorter >= ENOUGH else 0.0
-            if share >= ALIKE:
-                best[one, other] = max(share, best.get((one, other), 0.0))
+        runs = [runs_of(source, renamed) for source in sources.values()]
+        rare = rare_runs(runs, max(3.0, common * len(runs)))
+        sizes, both = np.diff(rare.indptr), triu(rare @ rare.T, k=1).tocoo()
+        for i, j, shared in zip(both.row, both.col, both.data, strict=True):
+            shorter = min(sizes[i], sizes[j])
+            if shorter >= ENOUGH and shared >= ALIKE * shorter:
+                much = int(shared), float(shared / shorter)
+                best[students[i], students[j]] = max(much, best.get((students[i], students[j]), (0, 0.0)))
     return best
 
 
-def runs_of(source: str, renamed: bool) -> set[int]:
-    """Every run of RUN tokens as a number."""
+def rare_runs(runs: list[np.ndarray], limit: float) -> csr_matrix:
+    """Which solution (a row) has which run (a column)? Columns with more than `limit` solutions are left out."""
+    every, column, count = np.unique(np.concatenate(runs), return_inverse=True, return_counts=True)
+    ends = np.cumsum([0, *map(len, runs)])
+    table = csr_matrix((np.ones(len(column), np.int32), column, ends), (len(runs), len(every)))
+    return table[:, np.flatnonzero(count <= limit)]
+
+
+def runs_of(source: str, renamed: bool) -> np.ndarray:
+    """Every run of RUN tokens as a number, each once."""
     words, places = [], {}
     for kind, text in tokens(source):
         if renamed and kind == token.NAME and not keyword.iskeyword(text):
             text = f"name{places.setdefault(text, len(places))}"
         words.append(text)
-    return {zlib.crc32("\0".join(words[i : i + RUN]).encode()) for i in range(len(words) - RUN + 1)}
+    numbers = (zlib.crc32("\0".join(words[i : i + RUN]).encode()) for i in range(len(words) - RUN + 1))
+    return np.unique(np.fromiter(numbers, np.uint32))
 
 
 def tokens(source: str) -> list[tuple[int, str]]:
