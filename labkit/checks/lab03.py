@@ -114,7 +114,7 @@ def _amplitude(made: Call) -> bool:
     added = torch.as_tensor(made.value).double() - made.args[0].double()
     wanted = (made.expected - made.args[0]).double()
     factor = float((added * wanted).sum() / wanted.square().sum())
-    alike = torch.allclose(added, factor * wanted, atol=1e-4) and abs(factor) > 1e-2
+    alike = torch.allclose(added, factor * wanted, atol=1e-4) and abs(factor) > 1e-3
     return not alike or abs(factor - 1) < 0.01
 
 
