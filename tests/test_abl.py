@@ -20,6 +20,7 @@ from labkit.defenses.abl import (
     set_apart,
 )
 from labkit.defenses.isolate import (
+    EarlyTraining,
     flooding,
     image_losses,
     local_gradient_ascent,
@@ -48,13 +49,6 @@ def same(a: dict, b: dict) -> bool:
 def noisy(n: int = 400, seed: int = 0):
     """Classes that take a while to learn: the bright quarter is faint."""
     return image_set(n, size=16, seed=seed, strength=0.06)
-
-
-def varied(n: int = 600):
-    """Every class has easy images and hard ones: what is learned first is of several classes."""
-    faint, bright = image_set(n, size=16, strength=0.0), image_set(n, size=16, strength=0.6)
-    share = torch.rand(n, 1, 1, 1, generator=torch.Generator().manual_seed(9))
-    return ImageSet(faint.images + share * (bright.images - faint.images), faint.labels, faint.classes, "tiny")
 
 
 # --- losses -----------------------------------------------------------------------------------------------------------
@@ -190,14 +184,11 @@ def test_suspects_are_the_faster_heap_of_the_label():
     assert len(suspects(losses, labels, 3)) == len(suspects(losses[:2], labels[:2], 1)) == 0
 
 
-def test_without_two_heaps_or_with_most_of_the_set_in_one_there_are_no_suspects():
+def test_without_two_heaps_there_are_no_suspects_and_the_slower_heap_is_never_empty():
     labels = torch.tensor([1, 1, 1, 1, 1, 1, 0, 1])
     losses = torch.tensor([1e-5, 1e-5, 1e-5, 1e-5, 1e-5, 1e-5, 1.0, 0.5])
-    assert len(suspects(losses, labels, 1)) == 0  # six of eight
-    assert suspects(losses[2:], labels[2:], 1).tolist() == []  # four of six
-    more, others = torch.cat([losses, torch.ones(4)]), torch.cat([labels, torch.zeros(4, dtype=torch.int64)])
-    assert suspects(more, others, 1).tolist() == [0, 1, 2, 3, 4, 5]  # six of twelve
-    assert len(suspects(torch.ones(8), labels % 2 * (torch.arange(8) < 3), 1)) == 0  # all alike
+    assert suspects(losses, labels, 1).tolist() == [0, 1, 2, 3, 4, 5]  # most of the set
+    assert len(suspects(torch.ones(8), labels, 1)) == 0  # all alike
 
 
 def test_suspects_do_not_pull_against_the_ascent(poisoned, result, monkeypatch):
@@ -331,7 +322,7 @@ def test_a_network_that_is_there_already_is_used_and_left_as_it_is(poisoned, res
     assert same(before, state(start)) and same(state(again.unlearned), state(result.unlearned))
 
 
-@pytest.mark.parametrize("rate", [0.5, 0.7])
+@pytest.mark.parametrize("rate", [0.5, 0.6])  # of 75% at most that are not of the target class
 def test_most_of_the_set_may_be_poisoned(rate):
     attack = BadNets(target=1, rate=rate)
     poisoned = attack.poison(noisy(600))
@@ -343,14 +334,20 @@ def test_most_of_the_set_may_be_poisoned(rate):
     assert report.attack_success_rate < 0.1 and report.clean_accuracy > 0.9
 
 
-def test_a_clean_set_has_nothing_to_unlearn():
-    clean = varied()
-    trained = abl(clean, isolate=0.05, seed=1, **FAST)
+def test_a_set_in_which_no_class_is_learned_first_has_nothing_to_unlearn(monkeypatch):
+    clean, drawn = noisy(200), torch.rand(200, generator=torch.Generator().manual_seed(0))  # fast, whatever the class
+
+    def early(training_set, **_options):
+        return EarlyTraining(nn.Identity(), drawn[None])
+
+    monkeypatch.setattr(sys.modules["labkit.defenses.abl"], "train_early", early)
+    brief = FAST | {"config": EARLY}
+    trained = abl(clean, isolate=0.1, seed=1, **brief)
     assert len(trained.isolated) == len(trained.disbelieved) == 0 and trained.agreement < 0.6
     assert "nothing unlearned" in str(trained) and "no one class stands out" in str(trained)
-    assert same(state(trained.model), state(train("small_cnn", clean, config=SHORT, seed=1, progress=False)))
-    in_any_case = abl(clean, isolate=0.05, agreement=0.0, seed=1, **FAST | {"config": EARLY})  # as the paper
-    assert len(in_any_case.isolated) == 30 and in_any_case.unlearned is not None
+    assert same(state(trained.model), state(train("small_cnn", clean, config=EARLY, seed=1, progress=False)))
+    in_any_case = abl(clean, isolate=0.1, agreement=0.0, seed=1, **brief)  # as the paper
+    assert len(in_any_case.isolated) == 20 and in_any_case.unlearned is not None
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

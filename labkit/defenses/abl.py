@@ -6,22 +6,22 @@ trains on the rest while it climbs the loss of those few: what they have in comm
 are enough, since all of them carry the trigger; so isolating need not find every poisoned image.
 
     train_early, lowest  stage 1: after a short training, the share of the images whose loss is lowest
-    suspects             of the two heaps that the label's losses fall into, the faster learned one
+    suspects             of the two heaps that the label's losses fall into, the faster: not trained on again
     one_class            have they one label, as poisoned images do? If not, there is nothing to unlearn
     set_apart            the training set with the isolated images marked
     odds_against         ln((1 - p) / p) for an image's label: its loss, but with a slope where the loss has none
     descend_and_ascend   the loss of the rest, minus the odds of the isolated; above a ceiling an image is let alone
     disbelieved          images of that label whose loss the ascent has raised, though they were not isolated
     abl                  stage 2: train, backdoor and all; unlearn, the suspects left out; train a fresh network without
-                         what is disbelieved
+                         them and without what is disbelieved
 
 The defender has: the training set, as it came. Not: a clean image, a trigger, a target, the poisoning rate.
 Ours differs. The paper climbs l = -ln p itself: nearly without gradient where it is needed most, at p = 1, and without
 end where the work is done; it subtracts mean losses, so that 1% of the images weigh like the other 99%. Ours climbs the
 odds, has a ceiling, and `balance`. In the paper poisoned images that were not isolated go on teaching the trigger; on
-CIFAR-10 the network then learns the isolated ones by heart and keeps the backdoor, so ours leaves the suspects out of
-the unlearning. The paper keeps the network that has unlearned; its triggered images may end in some other wrong class,
-so we ask it which images it no longer believes, and train anew without them, still climbing on the isolated ones,
+CIFAR-10 the network then learns the isolated ones by heart and keeps the backdoor, so ours leaves the suspects out. The
+paper keeps the network that has unlearned; its triggered images may end in some other wrong class, so we ask it which
+images it no longer believes, and train anew without these and the suspects, still climbing on the isolated ones,
 against what was missed. And nothing is unlearned when no one class stands out.
 Fails when: stage 1 isolates clean images, which are then unlearned; poisoned images do not share a label; the ascent
 goes on for so long that the network learns the isolated images by heart, instead of unlearning what they share. Lab 10.
@@ -54,10 +54,10 @@ SHARE_OF_BATCH = 0.1  # isolated images are repeated until about a tenth of each
 class ABLResult:
     """model: trained, in eval mode. isolated int64 (n,): what was unlearned, lowest loss first; empty if nothing was.
 
-    disbelieved int64 (m,): left out of the last training, isolated images among them. losses float32 (N,): each image's
-    in nats, mean over the epochs of stage 1. history: the last training, one `Epoch` each; its loss is the objective.
-    unlearned: the network after the ascent, before the last training; None if nothing was unlearned. label: the
-    commonest class among the fastest images; agreement: the share of them that has it.
+    disbelieved int64 (m,): left out of the last training: suspects, isolated images, and what the ascent brought out.
+    losses float32 (N,): each image's in nats, mean over the epochs of stage 1. history: the last training, one `Epoch`
+    each; its loss is the objective. unlearned: the network after the ascent, before the last training; None if nothing
+    was unlearned. label: the commonest class among the fastest images; agreement: the share of them that has it.
     """
 
     model: nn.Module
@@ -199,11 +199,12 @@ def abl(
 
     isolated = lowest(losses, isolate)
     copies = max(1, round(SHARE_OF_BATCH * n / len(isolated)))
-    apart = set_apart(training_set, isolated, copies, without=suspects(losses, training_set.labels.cpu(), label))
+    suspected = suspects(losses, training_set.labels.cpu(), label)
+    apart = set_apart(training_set, isolated, copies, without=suspected)
     doubter = copy.deepcopy(start) if start else train(arch, training_set, config=config, **shared)
     ascent = unlearn_config or short(config, len(apart) / n)
     train(doubter, apart, config=ascent, loss=objective(apart, 1.0), **shared)
-    doubted = disbelieved(doubter, training_set, label, ceiling / 2)
+    doubted = torch.cat([disbelieved(doubter, training_set, label, ceiling / 2), suspected]).unique()
     apart = set_apart(training_set, isolated, copies, without=doubted)
     loss, network = objective(apart, strength), fresh(arch, training_set, seed)
     model = train(network, apart, config=config, loss=loss, callback=history.append, **shared)

@@ -109,15 +109,14 @@ def suspects(losses: Tensor, labels: Tensor, label: int) -> Tensor:
 
     losses (N,) in nats, labels int64 (N,). A poisoned image's early loss is orders of magnitude below a clean one's, so
     the cut is made on its logarithm, where the two heaps' means are furthest apart (`two_heaps`). The slower heap is
-    never empty: something must still say what the class is. No suspects where all losses are equal, or where the faster
-    heap is more than half of all images: without them too little would be left to train on.
+    never empty: something must still say what the class is. No suspects where all losses are equal.
     """
     own = (labels == label).nonzero().flatten()
     if len(own) < 2:
         return own[:0]
     logs = losses[own].clamp_min(1e-6).log()
     faster = own[logs <= two_heaps(logs)]
-    return faster if len(faster) < len(own) and 2 * len(faster) <= len(labels) else own[:0]
+    return faster if len(faster) < len(own) else own[:0]
 
 
 def two_heaps(values: Tensor) -> float:
