@@ -13,6 +13,7 @@ EXPECTED_LABS = (  # fewer is an error, more is welcome
     "00_tour",
     "01_classifier",
     "02_badnets",
+    "04_implants",
     "05_strip",
     "06_pruning",
     "07_neural_cleanse",
