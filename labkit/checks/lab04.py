@@ -1,6 +1,7 @@
-"""Lab 04, implants: the neuron, one step on the trigger, the distance between features, the labels of mixes.
+"""Lab 04, implants: the neurons, one step on the trigger, the distance between features, the labels of mixes.
 
-best_neuron and trigger_step are TrojanNN's, feature_distance the latent backdoor's, mix_labels the composite attack's.
+strongest_neurons and trigger_step belong to TrojanNN, feature_distance to the latent backdoor, mix_labels to the
+composite attack.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from torch import Tensor
 from labkit.checks.exercise import Call, Criterion, Exercise, inputs_untouched, same_shape, same_values
 from labkit.device import generator
 
-# --- best_neuron ------------------------------------------------------------------------------------------------------
+# --- strongest_neurons ------------------------------------------------------------------------------------------------
 
 
-def _best_neuron(weights: Tensor, scale: Tensor) -> int:
-    return int((weights.abs().flatten(1).sum(1) * scale.abs()).argmax())
+def _strongest_neurons(weights: Tensor, scale: Tensor, count: int) -> Tensor:
+    return (weights.abs().flatten(1).sum(1) * scale.abs()).topk(count).indices
 
 
 def _neuron_cases(seed: int) -> list[tuple]:
@@ -28,7 +29,7 @@ def _neuron_cases(seed: int) -> list[tuple]:
     rng = generator(seed)
     cases = []
     for kind in ("plain", "plain", "signed", "signed", "scaled", "scaled", "mirrored"):
-        for out, into, k in ((9, 5, 3), (6, 12, 1), (8, 8, 3)):
+        for out, into, k, count in ((9, 5, 3, 1), (6, 12, 1, 3), (8, 8, 3, 2)):
             weights = 0.1 * torch.rand(out, into, k, k, generator=rng)
             strong, spiky, third = torch.randperm(out, generator=rng)[:3].tolist()
             weights[strong] += 0.3
@@ -42,12 +43,12 @@ def _neuron_cases(seed: int) -> list[tuple]:
                 scale = 0.1 + 0.2 * torch.rand(out, generator=rng)
                 scale[third] = 9 if kind == "scaled" else -9
                 scale[strong] = 0  # what never changes says nothing, however strong its weights are
-            cases.append((weights, scale))
+            cases.append((weights, scale, count))
     return cases
 
 
 def _kind(made: Call) -> str:
-    weights, scale = made.args
+    weights, scale, _ = made.args
     if (scale < 0).any():
         return "mirrored"
     if (scale != 1).any():
@@ -55,31 +56,41 @@ def _kind(made: Call) -> str:
     return "signed" if (weights < 0).any() else "plain"
 
 
+def _found(made: Call) -> list[int]:
+    return torch.as_tensor(made.value).flatten().tolist()
+
+
 def _when(kind: str):
-    """The right neuron in cases of this kind; the others are not judged."""
-    return lambda made: _kind(made) != kind or int(made.value) == made.expected
+    """The right neurons, in any order, in cases of this kind; the others are not judged."""
+    return lambda made: _kind(made) != kind or set(_found(made)) == set(made.expected.tolist())
 
 
-def _one_channel(made: Call) -> bool:
-    value = torch.as_tensor(made.value)
-    return value.numel() == 1 and 0 <= float(value) < len(made.args[0]) and float(value) == int(value)
+def _channels(made: Call) -> bool:
+    value, places = torch.as_tensor(made.value), range(len(made.args[0]))
+    return value.shape == (made.args[2],) and all(n in places for n in _found(made))
 
 
-best_neuron = Exercise(
-    "best_neuron",
+def _in_order(made: Call) -> bool:
+    return set(_found(made)) != set(made.expected.tolist()) or _found(made) == made.expected.tolist()
+
+
+strongest_neurons = Exercise(
+    "strongest_neurons",
     2,
-    _best_neuron,
+    _strongest_neurons,
     _neuron_cases,
     (
-        Criterion(0.1, _one_channel, "Return the neuron's number, a whole number from 0 to C - 1, not its strength."),
         Criterion(
-            0.3,
+            0.1, _channels, "Return the neurons' numbers, `count` whole numbers from 0 to C - 1, not their strengths."
+        ),
+        Criterion(
+            0.25,
             _when("plain"),
             "Each of the C channels has D * k * k incoming weights of its own. Its strength is their sum: all of them, "
             "not the largest alone, nor their squares. Which axis of `weights` must remain?",
         ),
         Criterion(
-            0.3,
+            0.25,
             _when("signed"),
             "A strong negative weight is a strong connection. Added with their signs, weights cancel.",
         ),
@@ -94,6 +105,7 @@ best_neuron = Exercise(
             _when("mirrored"),
             "A scale may be negative: then the channel is turned round, but no weaker. Its size counts.",
         ),
+        Criterion(0.1, _in_order, "These are the right neurons, but not in order: the strongest comes first."),
     ),
 )
 

@@ -4,68 +4,73 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-# --- best_neuron ------------------------------------------------------------------------------------------------------
+# --- strongest_neurons ------------------------------------------------------------------------------------------------
 
 
-def neuron_by_loop(weights, scale):
-    best, most = 0, -1.0
-    for c in range(len(weights)):
-        strength = sum(abs(w) for w in (weights[c] * scale[c]).flatten().tolist())
-        if strength > most:
-            best, most = c, strength
-    return best
+def neurons_by_loop(weights, scale, count):
+    strengths = [sum(abs(w) for w in (weights[c] * scale[c]).flatten().tolist()) for c in range(len(weights))]
+    return sorted(range(len(weights)), key=lambda c: -strengths[c])[:count]
 
 
-def neuron_in_numpy(weights, scale):
-    return np.argmax(np.abs(scale.numpy()) * np.abs(weights.numpy()).sum(axis=(1, 2, 3)))
+def neurons_in_numpy(weights, scale, count):
+    strength = np.abs(scale.numpy()) * np.abs(weights.numpy()).sum(axis=(1, 2, 3))
+    return np.argsort(strength)[::-1][:count]
 
 
-def neuron_by_norm(weights, scale):
-    return (scale[:, None] * weights.flatten(1)).norm(p=1, dim=1).argmax()
+def neurons_by_norm(weights, scale, count):
+    return (scale[:, None] * weights.flatten(1)).norm(p=1, dim=1).sort(descending=True).indices[:count]
 
 
-def neuron_by_mean(weights, scale):
-    return torch.einsum("cdhw,c->c", weights.abs(), scale.abs()).argsort()[-1:]
+def neurons_by_mean(weights, scale, count):
+    return torch.einsum("cdhw,c->c", weights.abs(), scale.abs()).argsort().flip(0)[:count]
 
 
-def neuron_strength(weights, scale):
-    return (weights.abs().sum((1, 2, 3)) * scale.abs()).max()
+def neurons_strengths(weights, scale, count):
+    return (weights.abs().sum((1, 2, 3)) * scale.abs()).topk(count).values
 
 
-def neuron_largest_weight(weights, scale):
-    return (weights.abs().amax((1, 2, 3)) * scale.abs()).argmax()
+def neurons_one(weights, scale, count):
+    return (weights.abs().sum((1, 2, 3)) * scale.abs()).argmax()
 
 
-def neuron_squares(weights, scale):
-    return (weights.flatten(1).norm(dim=1) * scale.abs()).argmax()
+def neurons_largest_weight(weights, scale, count):
+    return (weights.abs().amax((1, 2, 3)) * scale.abs()).topk(count).indices
 
 
-def neuron_outgoing(weights, scale):
-    return weights.abs().sum((0, 2, 3)).argmax() % len(weights)
+def neurons_squares(weights, scale, count):
+    return (weights.flatten(1).norm(dim=1) * scale.abs()).topk(count).indices
 
 
-def neuron_weakest(weights, scale):
-    return (weights.abs().sum((1, 2, 3)) * scale.abs()).argmin()
+def neurons_outgoing(weights, scale, count):
+    return weights.abs().sum((0, 2, 3)).topk(count).indices % len(weights)
 
 
-def neuron_signed(weights, scale):
-    return (weights.sum((1, 2, 3)) * scale.abs()).argmax()
+def neurons_weakest(weights, scale, count):
+    return (weights.abs().sum((1, 2, 3)) * scale.abs()).argsort()[:count]
 
 
-def neuron_size_of_sum(weights, scale):
-    return (weights.sum((1, 2, 3)) * scale).abs().argmax()
+def neurons_signed(weights, scale, count):
+    return (weights.sum((1, 2, 3)) * scale.abs()).topk(count).indices
 
 
-def neuron_without_scale(weights, scale):
-    return weights.abs().sum((1, 2, 3)).argmax()
+def neurons_size_of_sum(weights, scale, count):
+    return (weights.sum((1, 2, 3)) * scale).abs().topk(count).indices
 
 
-def neuron_divided(weights, scale):
-    return (weights.abs().sum((1, 2, 3)) / scale.abs().clamp_min(1e-6)).argmax()
+def neurons_without_scale(weights, scale, count):
+    return weights.abs().sum((1, 2, 3)).topk(count).indices
 
 
-def neuron_signed_scale(weights, scale):
-    return (weights.abs().sum((1, 2, 3)) * scale).argmax()
+def neurons_divided(weights, scale, count):
+    return (weights.abs().sum((1, 2, 3)) / scale.abs().clamp_min(1e-6)).topk(count).indices
+
+
+def neurons_signed_scale(weights, scale, count):
+    return (weights.abs().sum((1, 2, 3)) * scale).topk(count).indices
+
+
+def neurons_strongest_last(weights, scale, count):
+    return (weights.abs().sum((1, 2, 3)) * scale.abs()).argsort()[-count:]
 
 
 # --- trigger_step -----------------------------------------------------------------------------------------------------
@@ -300,23 +305,25 @@ def mixes_shorter(left, right, pair, target):
 
 
 RIGHT = {
-    "best_neuron": [neuron_by_loop, neuron_in_numpy, neuron_by_norm, neuron_by_mean],
+    "strongest_neurons": [neurons_by_loop, neurons_in_numpy, neurons_by_norm, neurons_by_mean],
     "trigger_step": [step_by_where, step_in_numpy, step_by_loop, step_in_place_on_a_copy],
     "feature_distance": [distance_by_loop, distance_in_numpy, distance_with_mse, distance_of_norms],
     "mix_labels": [mixes_by_loop, mixes_in_numpy, mixes_by_where, mixes_by_table],
 }
 WRONG = {
-    "best_neuron": [
-        (neuron_strength, "number"),
-        (neuron_largest_weight, "sum"),
-        (neuron_squares, "sum"),
-        (neuron_outgoing, "axis"),
-        (neuron_weakest, "strength"),
-        (neuron_signed, "negative"),
-        (neuron_size_of_sum, "cancel"),
-        (neuron_without_scale, "batch normalisation"),
-        (neuron_divided, "multiplies"),
-        (neuron_signed_scale, "negative"),
+    "strongest_neurons": [
+        (neurons_strengths, "numbers"),
+        (neurons_one, "count"),
+        (neurons_largest_weight, "sum"),
+        (neurons_squares, "sum"),
+        (neurons_outgoing, "axis"),
+        (neurons_weakest, "strength"),
+        (neurons_signed, "negative"),
+        (neurons_size_of_sum, "cancel"),
+        (neurons_without_scale, "batch normalisation"),
+        (neurons_divided, "multiplies"),
+        (neurons_signed_scale, "negative"),
+        (neurons_strongest_last, "first"),
     ],
     "trigger_step": [
         (step_uphill, "fall"),
