@@ -14,6 +14,7 @@ EXPECTED_LABS = (  # fewer is an error, more is welcome
     "01_classifier",
     "02_badnets",
     "03_triggers",
+    "04_implants",
     "05_strip",
     "06_pruning",
     "07_neural_cleanse",
