@@ -45,8 +45,10 @@ lint: $(INSTALLED) ## ruff (code and notebooks) and pyright
 	$(call step,lint,$(BIN)/ruff check . && $(BIN)/ruff format --check . && \
 		$(BIN)/pyright --pythonpath $(BIN)/python)
 
+# Two at a time, one thread each: tiny networks gain nothing from a second thread.
+unit: export OMP_NUM_THREADS = 1
 unit: $(INSTALLED) ## unit tests
-	$(call step,unit,$(BIN)/python -m pytest -q tests -m "not whole")
+	$(call step,unit,$(BIN)/python -m pytest -q -n 2 --dist loadfile tests -m "not whole")
 
 notebooks: release ## run every solved and every student notebook from top to bottom
 	$(call step,solved,$(NBVAL) labs)

@@ -161,7 +161,7 @@ def test_the_tree_is_read_by_its_indentation():
     assert tree(page) == {"a": "one", "a/b.py": "two words", "a/c": "", "a/c/d.py": "three", "e": "four"}
 
 
-@pytest.mark.slow
+@pytest.mark.whole  # after the labs, which leave its victim in the cache
 def test_the_readmes_example_runs_and_shows_what_it_says(capsys):
     (example,) = re.findall(r"^```python\n(.*?)^```", README, re.M | re.S)
     assert len(example.splitlines()) <= 25
