@@ -6,8 +6,8 @@ trains on the rest while it climbs the loss of those few: what they have in comm
 are enough, since all of them carry the trigger; so isolating need not find every poisoned image.
 
     train_early, lowest  stage 1: after a short training, the share of the images whose loss is lowest
-    suspects             of the two heaps that the label's losses fall into, the faster: not trained on again
-    one_class            have they one label, as poisoned images do? If not, there is nothing to unlearn
+    learned_first        have they one label, as poisoned images do? If not, there is nothing to unlearn (`suspect.py`)
+    all_suspects         what else of that label was learned at once: not trained on again
     set_apart            the training set with the isolated images marked
     odds_against         ln((1 - p) / p) for an image's label: its loss, but with a slope where the loss has none
     descend_and_ascend   the loss of the rest, minus the odds of the isolated; above a ceiling an image is let alone
@@ -42,9 +42,9 @@ from labkit.defenses.isolate import (
     cross_entropies,
     image_losses,
     lowest,
-    suspects,
     train_early,
 )
+from labkit.defenses.suspect import all_suspects, learned_first
 from labkit.train import RECIPES, Epoch, TrainConfig, fresh, train
 
 SHARE_OF_BATCH = 0.1  # isolated images are repeated until about a tenth of each batch are theirs: a steadier ascent
@@ -77,12 +77,6 @@ class ABLResult:
             f"ABL: {len(self.isolated):,} of {n:,} images isolated (mean loss {self.losses[self.isolated].mean():.3f}, "
             f"of all {self.losses.mean():.3f} nats) and unlearned; {which}; {len(self.disbelieved):,} disbelieved"
         )
-
-
-def one_class(labels: Tensor) -> tuple[int, float]:
-    """The commonest of some labels (n,), and the share of them that it has."""
-    counts = labels.bincount()
-    return int(counts.argmax()), float(counts.max()) / len(labels)
 
 
 def set_apart(data: ImageSet, isolated: Tensor, copies: int = 1, without: Tensor | None = None) -> ImageSet:
@@ -186,9 +180,9 @@ def abl(
             f"ceiling {ceiling!r}, agreement {agreement!r}."
         )
     config, shared = config or RECIPES.get(training_set.name, TrainConfig()), {"seed": seed, "progress": progress}
-    first = train_early(training_set, arch=arch, loss=early, config=early_config, **shared)
-    losses, history = first.losses.mean(0), list[Epoch]()
-    label, share = one_class(training_set.labels.cpu()[lowest(losses, min(isolate, max(0.01, 20 / n)))])
+    stage_1 = {"arch": arch, "loss": early, "config": early_config, **shared}
+    losses, history = train_early(training_set, **stage_1).losses.mean(0), list[Epoch]()
+    label, share = learned_first(losses, training_set.labels.cpu(), isolate)
     found = training_set.classes[label], share
     if share < agreement:
         model, none = train(arch, training_set, config=config, callback=history.append, **shared), losses[:0].long()
@@ -199,7 +193,7 @@ def abl(
 
     isolated = lowest(losses, isolate)
     copies = max(1, round(SHARE_OF_BATCH * n / len(isolated)))
-    suspected = suspects(losses, training_set.labels.cpu(), label)
+    suspected = all_suspects(training_set, losses, label, isolate, agreement, **stage_1)
     apart = set_apart(training_set, isolated, copies, without=suspected)
     doubter = copy.deepcopy(start) if start else train(arch, training_set, config=config, **shared)
     ascent = unlearn_config or short(config, len(apart) / n)

@@ -8,7 +8,6 @@ classes apart, so the loss of poisoned images falls within the first passes, and
     flooding                |L - b| + b for the batch's mean L: the same push for all of the batch (Ishida et al. 2020)
     train_early             train a fresh network for a few epochs with such a loss; l of every image after each
     lowest                  the share of the images whose loss was lowest
-    suspects                the faster learned of the two heaps that one label's images fall into
 
 The defender has: the training set, as it came. Not: a clean image, a trigger, a target, the poisoning rate, or whether
 there is any poison at all. Fails when: poisoned images are not the fastest learned (few of them, a faint or a
@@ -102,33 +101,6 @@ def train_early(
 def lowest(losses: Tensor, share: float) -> Tensor:
     """The round(share * N) images of lowest loss: losses (N,) -> int64 indices (n,), lowest first, ties in order."""
     return losses.argsort(stable=True)[: round(share * len(losses))]
-
-
-def suspects(losses: Tensor, labels: Tensor, label: int) -> Tensor:
-    """The faster learned of the two heaps that this label's images fall into: int64 indices (m,), in input order.
-
-    losses (N,) in nats, labels int64 (N,). A poisoned image's early loss is orders of magnitude below a clean one's, so
-    the cut is made on its logarithm, where the two heaps' means are furthest apart (`two_heaps`). The slower heap is
-    never empty: something must still say what the class is. No suspects where all losses are equal.
-    """
-    own = (labels == label).nonzero().flatten()
-    if len(own) < 2:
-        return own[:0]
-    logs = losses[own].clamp_min(1e-6).log()
-    faster = own[logs <= two_heaps(logs)]
-    return faster if len(faster) < len(own) else own[:0]
-
-
-def two_heaps(values: Tensor) -> float:
-    """The largest value of the lower heap, for the cut with the largest variance between the heaps (Otsu 1979).
-
-    values (n,), n >= 2. With the lowest k in one heap: maximal k (n - k) (difference of the means)^2.
-    """
-    ordered = values.double().sort().values
-    k = torch.arange(1, len(ordered))
-    below = ordered.cumsum(0)[:-1]
-    between = k * (len(ordered) - k) * ((ordered.sum() - below) / (len(ordered) - k) - below / k).square()
-    return float(ordered[int(between.argmax())])
 
 
 def check_finite(losses: Tensor) -> Tensor:
