@@ -134,12 +134,17 @@ def disbelieved(model: nn.Module, data: ImageSet, label: int, threshold: float) 
     return ((image_losses(model, data) > threshold) & (data.labels.cpu() == label)).nonzero().flatten()
 
 
-def short(config: TrainConfig, kept: float = 1.0) -> TrainConfig:
-    """The recipe for the ascent: two epochs' steps at a low rate, with the usual augmentation.
+def same_steps(config: TrainConfig, kept: float) -> TrainConfig:
+    """The recipe for a smaller set, with as many steps as on the whole. kept: its size over the whole set's."""
+    return replace(config, epochs=round(config.epochs / min(kept, 1.0)))
 
-    kept: the size of the set over that of the whole training set; the smaller, the more epochs.
+
+def short(config: TrainConfig, kept: float = 1.0) -> TrainConfig:
+    """The recipe for the ascent: the steps of two epochs of the whole set, at a low rate, with the usual augmentation.
+
+    kept: see `same_steps`.
     """
-    return replace(config, epochs=round(2 / min(kept, 1.0)), lr=0.02)
+    return same_steps(replace(config, epochs=2, lr=0.02), kept)
 
 
 def abl(
@@ -200,6 +205,6 @@ def abl(
     train(doubter, apart, config=ascent, loss=objective(apart, 1.0), **shared)
     doubted = torch.cat([disbelieved(doubter, training_set, label, ceiling / 2), suspected]).unique()
     apart = set_apart(training_set, isolated, copies, without=doubted)
-    loss, network = objective(apart, strength), fresh(arch, training_set, seed)
-    model = train(network, apart, config=config, loss=loss, callback=history.append, **shared)
+    model, recipe = fresh(arch, training_set, seed), same_steps(config, len(apart) / n)
+    train(model, apart, config=recipe, loss=objective(apart, strength), callback=history.append, **shared)
     return ABLResult(model, isolated, doubted, losses, tuple(history), doubter, *found)
