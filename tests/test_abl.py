@@ -316,7 +316,9 @@ def test_what_was_isolated_is_poisoned_and_the_record_says_so(poisoned, result):
     assert torch.equal(result.losses, early.losses.mean(0)) and torch.equal(
         result.isolated, lowest(result.losses, 0.05)
     )
-    assert [e.number for e in result.history] == list(range(1, 13)) and not result.model.training
+    left = 600 - len(torch.cat([result.isolated, result.disbelieved]).unique()) + 2 * 30  # isolated images count twice
+    assert len(result.history) == round(SHORT.epochs * 600 / left) > SHORT.epochs  # as many steps as on all of them
+    assert [e.number for e in result.history] == list(range(1, len(result.history) + 1)) and not result.model.training
     assert result.label == "b" and result.agreement == 1.0
     assert "30 of 600 images isolated" in str(result) and "labelled 'b'" in str(result)
 
