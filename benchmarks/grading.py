@@ -1,6 +1,6 @@
 """Grading a class: wall time against whole runs of the notebooks, overhead, the grader's memory, and killed runs.
 
-python benchmarks/grading.py [--submissions 300] [--kills 20] [--save]
+python benchmarks/grading.py [--only speed memory kills] [--submissions 300] [--kills 20] [--save]
 
 A whole run is the solved lab from top to bottom, its victims already in the cache. Own time is what a student's process
 takes from its first request to its last answer, as the grader's clock sees it: a grade needs a few cells, not the lab.
@@ -44,16 +44,22 @@ def command(folder: Path, out: Path) -> list[str]:
 
 
 def timed(folder: Path, out: Path) -> tuple[float, float, float]:
-    """(wall seconds, sum of the submissions' own seconds, the grader's largest resident memory in MB)."""
+    """(wall seconds, sum of the submissions' own seconds, the most memory that the grader held, in MB)."""
     start = time.perf_counter()
     process, memory = subprocess.Popen(command(folder, out), stdout=subprocess.DEVNULL, cwd=PROJECT), 0.0
-    while process.poll() is None:  # of this process alone: what `wait4` says holds its children's too
-        memory = max(memory, largest(process.pid))
+    while process.poll() is None:
+        memory = max(memory, held(process.pid))
         time.sleep(0.05)
     assert process.returncode == 0, "the grader failed"
     wall = time.perf_counter() - start
     own = sum(json.loads((out.with_suffix("") / "run.json").read_bytes())["seconds"].values())
     return wall, own, memory
+
+
+def held(number: int) -> float:
+    """The memory of a process in MB, without its children's and without mapped files; 0 when it has ended."""
+    text = Path("/proc", str(number), "status").read_text()
+    return next((float(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("RssAnon")), 0.0)
 
 
 def whole_runs(n: int = 3) -> list[float]:
@@ -64,12 +70,6 @@ def whole_runs(n: int = 3) -> list[float]:
         run(solved, LAB)
         seconds.append(time.perf_counter() - start)
     return seconds[1:]
-
-
-def largest(number: int) -> float:
-    """The largest resident memory so far of a process, in MB; 0 when it has ended."""
-    text = Path("/proc", str(number), "status").read_text()
-    return next((float(line.split()[1]) / 1024 for line in text.splitlines() if line.startswith("VmHWM")), 0.0)
 
 
 def killed(folder: Path, out: Path, rng: random.Random, longest: float) -> bool:
@@ -90,43 +90,48 @@ def made(out: Path) -> dict[str, bytes]:
 
 
 def main():
-    options = arguments(__doc__, submissions=["300"], kills=["20"])
-    n, kills = int(options.submissions[0]), int(options.kills[0])
+    options = arguments(__doc__, submissions=["300"], kills=["20"], only=["speed", "memory", "kills"])
+    n, few = int(options.submissions[0]), max(1, int(options.submissions[0]) // 10)
     shared = {"seeds": [0], "save": options.save, "recipe": f"lab {LAB}, {JOBS} jobs"}
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
-        hand_in(home / "few", max(1, n // 10))
+        hand_in(home / "few", few)
         hand_in(home / "all", n)
         few_wall, _, few_memory = timed(home / "few", home / "few_out" / "grades.csv")
-        wall, own, memory = timed(home / "all", home / "all_out" / "grades.csv")
-        size = f"{n} submissions"
-        card("grading, wall time", [wall], "s", n=size, bar="-", **shared)
-        whole = whole_runs()
-        card("grading, a whole run of the notebook", whole, "s", n="1 notebook, warm cache", bar="-", **shared)
-        ratios = [wall / (n * one / JOBS) for one in whole]
-        card("grading, time over whole runs / jobs", ratios, "x", n=size, bar="<= 1.15", **shared)
-        card("grading, time over own time / jobs", [wall / (own / JOBS)], "x", n=size, bar="-", **shared)
-        card("grading, overhead a submission", [(wall * JOBS - own) / n], "s", n=size, bar="<= 2", **shared)
-        card("grading, memory of the grader", [memory], "MB", n=size, bar="-", **shared)
-        ten = f"{n} submissions against {max(1, n // 10)}"
-        card("grading, growth of its memory", [memory - few_memory], "MB", n=ten, bar="about 0", **shared)
-        same, stopped, rng = [], 0, random.Random(0)
-        expected = made(home / "few_out" / "grades.csv")
-        for _ in range(kills):
-            out = home / "killed" / "grades.csv"
-            stopped += killed(home / "few", out, rng, few_wall)
-            timed(home / "few", out)
-            same.append(float(made(out) == expected))
-            shutil.rmtree(out.parent)
-        if same:
-            card(
-                "grading, same bytes after a kill",
-                same,
-                "share",
-                n=f"{stopped} stopped before the end",
-                bar="1",
-                **shared,
-            )
+        if {"speed", "memory"} & set(options.only):
+            wall, own, memory = timed(home / "all", home / "all_out" / "grades.csv")
+            if "speed" in options.only:
+                speed(wall, own, n, shared)
+            if "memory" in options.only:
+                card("grading, memory of the grader", [memory], "MB", n=f"{n} submissions", bar="-", **shared)
+                against = f"{n} submissions against {few}"
+                grown = [memory - few_memory]
+                card("grading, growth of its memory", grown, "MB", n=against, bar="about 0", **shared)
+        if "kills" in options.only:
+            kills(home, few_wall, int(options.kills[0]), shared)
+
+
+def speed(wall: float, own: float, n: int, shared: dict) -> None:
+    size, whole = f"{n} submissions", whole_runs()
+    card("grading, wall time", [wall], "s", n=size, bar="-", **shared)
+    card("grading, a whole run of the notebook", whole, "s", n="1 notebook, warm cache", bar="-", **shared)
+    ratios = [wall / (n * one / JOBS) for one in whole]
+    card("grading, time over whole runs / jobs", ratios, "x", n=size, bar="<= 1.15", **shared)
+    card("grading, time over own time / jobs", [wall / (own / JOBS)], "x", n=size, bar="-", **shared)
+    card("grading, overhead a submission", [(wall * JOBS - own) / n], "s", n=size, bar="<= 2", **shared)
+
+
+def kills(home: Path, longest: float, n: int, shared: dict) -> None:
+    """Runs that are killed and go on, against one that was left alone."""
+    same, stopped, rng = [], 0, random.Random(0)
+    expected, out = made(home / "few_out" / "grades.csv"), home / "killed" / "grades.csv"
+    for _ in range(n):
+        stopped += killed(home / "few", out, rng, longest)
+        timed(home / "few", out)
+        same.append(float(made(out) == expected))
+        shutil.rmtree(out.parent)
+    note = f"{stopped} stopped before the end"
+    card("grading, same bytes after a kill", same, "share", n=note, bar="1", **shared)
 
 
 main()
