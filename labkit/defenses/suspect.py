@@ -23,7 +23,7 @@ from torch import Tensor
 from labkit.data import ImageSet
 from labkit.defenses.isolate import lowest, train_early
 
-ROUNDS = 4
+ROUNDS = 4  # of stage 1: each leaves a fraction of the poisoned images
 APART = math.log(10)  # between the heaps' mean logarithms: one order of magnitude
 
 
@@ -49,7 +49,9 @@ def suspects(losses: Tensor, labels: Tensor, label: int) -> Tensor:
     if len(own) < 2:
         return own[:0]
     logs = losses[own].clamp_min(1e-6).log()
-    fast = logs <= two_heaps(logs)
+    fast = logs <= two_heaps(
+        logs
+    )  # all of them, if all are equal: the other mean is NaN then, and there are no suspects
     return own[fast] if logs[~fast].mean() - logs[fast].mean() > APART else own[:0]
 
 
@@ -74,17 +76,18 @@ def all_suspects(
     least this agreement, and falls into two heaps: else it has lost its shortcut. early: what `train_early` takes.
     """
     labels = training_set.labels.cpu()
-    found = suspects(losses, labels, label)
+    more = found = suspects(losses, labels, label)
     for number in range(1, ROUNDS):
+        if not len(more):
+            break
         rest = torch.ones(len(labels), dtype=torch.bool)
         rest[found] = False
         left = rest.nonzero().flatten()
-        again = train_early(training_set[left.to(training_set.labels.device)], seed=seed + number, **early).losses.mean(
-            0
-        )
+        smaller = training_set[left.to(training_set.labels.device)]
+        again = train_early(smaller, seed=seed + number, **early).losses.mean(0)
         first, common = learned_first(again, labels[left], isolate)
-        more = suspects(again, labels[left], label)
-        if first != label or common < agreement or not len(more):
+        if first != label or common < agreement:
             break
-        found = torch.cat([found, left[more]]).sort().values
+        more = left[suspects(again, labels[left], label)]
+        found = torch.cat([found, more]).sort().values
     return found
