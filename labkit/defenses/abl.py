@@ -25,7 +25,7 @@ images it no longer believes, and train anew without these and the suspects, sti
 against what was missed. And nothing is unlearned when no one class stands out.
 Fails when: stage 1 isolates clean images, which are then unlearned; poisoned images do not share a label; the ascent
 goes on for so long that the network learns the isolated images by heart, instead of unlearning what they share; hardly
-anything is clean (70%, few images): the ascent may unlearn the whole class, whose clean images are then left out. Lab 10.
+anything is clean (70%, few images): ascent may unlearn the whole class, whose clean images are then left out. Lab 10.
 """
 
 from __future__ import annotations
