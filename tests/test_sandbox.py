@@ -23,6 +23,20 @@ def number():
     return os.getpid()
 """
 
+CROWD = """
+import os
+def there(number):
+    try: os.kill(number, 0)
+    except OSError: return False
+    return True
+def present():
+    return sum(map(there, range(1, 1 << 15)))
+def crowd():
+    while True:
+        try: os.fork()
+        except OSError: pass
+"""
+
 
 def run(session, source: str) -> dict:
     return session.ask({"program": [["a", source]], "checks": {}})[0]
@@ -76,6 +90,16 @@ def test_what_is_left_running_is_ended(place):
     while running(number) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not running(number)
+
+
+def test_a_call_finds_room_after_one_that_took_it_all(place):
+    if not place.namespaces:
+        pytest.skip("without a process namespace what is left over is found when the session ends")
+    with place.open() as session:
+        run(session, CROWD)
+        for _ in range(2):
+            assert call(session, "crowd") == {"died": "Timeout"}
+            assert call(session, "present")["calls"][0]["value"] == 2, "the process of the cells, and the call's"
 
 
 def test_each_session_starts_afresh(place):
