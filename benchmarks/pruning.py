@@ -1,7 +1,7 @@
 """Pruning, fine-tuning and fine-pruning against a plain and a pruning-aware backdoor: CA, ASR and RA of each.
 
-python benchmarks/pruning.py --data signs gtsrb [--attacks BadNets Blend] [--kinds plain aware] [--repairs prune fine_prune]
-    [--save]    (LABKIT_DATA: the folder with .npz files; --repairs: some of the rows, by default all)
+python benchmarks/pruning.py --data signs gtsrb [--attacks BadNets Blend] [--kinds plain aware]
+    [--repairs prune fine_prune] [--save]    (LABKIT_DATA: the folder with .npz files; default: all rows)
 
 The rows of the lecture's table (Liu 2018), and the curve behind them: CA, ASR, RA over the number of silenced channels,
 which only the evaluator, who knows the trigger, can draw, for the first seed. `brisk_tune` is fine-tuning alone at
