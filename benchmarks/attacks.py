@@ -2,11 +2,11 @@
 
 python benchmarks/attacks.py --data signs cifar10 [--attacks BadNets Blend ...] [--save]
 
-Attacks are named as in labkit.attacks, each with its defaults and target 0. No victim is read from the
-cache: all are trained here. With --save the same images of `signs` under every trigger are kept too, for the gallery of the
-book: results/gallery/. LABKIT_DATA: the folder with .npz files. ASR and RA are what the attack reports: over the test
-images that are not of the target class or, for `Composite`, over those of its class A. PSNR and SSIM are means over the
-same images.
+Attacks are named as in labkit.attacks, each with its defaults and target 0. No victim is read from the cache: all are
+trained here. With --save the same images of `signs` under every trigger are kept too, for the gallery of the book, in
+results/gallery/. LABKIT_DATA: the folder with .npz files. ASR and RA are what the attack reports: over the test images
+that are not of the target class or, for `Composite`, over those of its class A. PSNR and SSIM are means over the same
+images.
 """
 
 import os
