@@ -16,6 +16,8 @@ the residual of another, and from clean ones. Then it is 37%, and the encoder ma
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -87,7 +89,7 @@ def message_loss(logits: Tensor, messages: Tensor) -> Tensor:
     value = F.binary_cross_entropy_with_logits(own, messages)
     if not len(silent):
         return value
-    return value + F.softplus(silent).sub(silent / 2).mean() - torch.log(torch.tensor(2.0))
+    return value + F.binary_cross_entropy_with_logits(silent, torch.full_like(silent, 0.5)) - math.log(2)
 
 
 def train_networks(
