@@ -60,6 +60,10 @@ class MessageTrigger(SpecificTrigger):
         check_batch(images, SMALLEST, SMALLEST)
         return forward(self.decoder, images).sigmoid()
 
+    def bit_accuracy(self, images: Tensor) -> Tensor:
+        """The share of `message`'s bits that the decoder reads right in each image: float32 (N,), CPU; chance: 1/2."""
+        return ((self.read(images) > 0.5) == self.message.cpu().bool()).float().mean(1)
+
 
 def decoder(channels: int, bits: int) -> nn.Sequential:
     """Images -> logits (N, bits), float32: a network like `small_cnn`, so that what it reads a victim can learn."""
