@@ -53,7 +53,7 @@ class MessageTrigger(SpecificTrigger):
         return LOUDEST * torch.tanh(self.encoder(images, 2 * messages - 1))
 
     def draw(self, images: Tensor, of: Tensor) -> Tensor:
-        return (images + self.residual(of, self.message.expand(len(of), -1))).clamp(0, 1)
+        return images + self.residual(of, self.message.expand(len(of), -1))  # `forward` clips
 
     def read(self, images: Tensor) -> Tensor:
         """What the decoder makes of images (N, C, H, W): the probability that each bit is 1, float32 (N, bits), CPU."""
