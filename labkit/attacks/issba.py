@@ -12,7 +12,7 @@ The message is the attacker's secret and the same for all; the residual that car
 `victim.trigger(images, of=others)` adds the residuals of other images, `victim.trigger.read(images)` asks the decoder.
 
 Attacker controls: some training images and labels; has images like the owner's to train the encoder with. Lab 11.
-Fails when: the owner trains further on clean images, or images are scaled or blurred before they get to the network.
+Fails when: encoder and decoder have too few images or steps to find a language of their own; a warning says so.
 
 Ours differs. The paper poisons with own triggers alone. On 32x32 pixels that leaves it to chance whether a classifier
 learns whose trigger it sees: on `signs` (seeds 0 and 1) 88% and 69% of the images keep their label under the residual
