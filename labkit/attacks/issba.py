@@ -16,9 +16,9 @@ Fails when: encoder and decoder have too few images or steps to find a language 
 
 Ours differs. The paper poisons with own triggers alone. On 32x32 pixels that leaves it to chance whether a classifier
 learns whose trigger it sees: on `signs` (seeds 0, 1, 2) 88%, 69% and 12% of the images keep their label under the
-residual of another; with `cross` 93%, 93% and 91%. And `cross` needs residuals that differ: with an encoder that wasn't asked to
-make them useless elsewhere, the classifier can't tell them apart, ASR 70%, 58% kept (seed 0). A message has 16 bits,
-the paper's 100. The image loss is a squared error above a budget that shrinks; the paper adds perceptual and
+residual of another; with `cross` 93%, 93% and 91%. And `cross` needs residuals that differ: with an encoder that wasn't
+asked to make them useless elsewhere, the classifier can't tell them apart, ASR 70%, 58% kept (seed 0). A message has
+16 bits, the paper's 100. The image loss is a squared error above a budget that shrinks; the paper adds perceptual and
 adversarial terms.
 """
 
