@@ -4,6 +4,7 @@ from labkit.attacks.badnets import BadNets
 from labkit.attacks.base import PoisonAttack, PoisonedSet, Trigger, Victim
 from labkit.attacks.blend import Blend
 from labkit.attacks.composite import Composite
+from labkit.attacks.dfst import DFST
 from labkit.attacks.input_aware import InputAware
 from labkit.attacks.label_consistent import LabelConsistent
 from labkit.attacks.latent import LatentBackdoor
@@ -13,6 +14,7 @@ from labkit.attacks.trojan_nn import TrojanNN
 from labkit.attacks.wanet import WaNet
 
 __all__ = [
+    "DFST",
     "SIG",
     "BadNets",
     "Blend",

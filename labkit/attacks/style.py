@@ -8,6 +8,7 @@ real ones. Per batch,
     cycle         there and back is where one was: mean absolute difference, x `cycle`   (equation 2)
     identity      what has the style already stays: the same, x `cycle` / 2              (Section 5.2)
 
+    Style         the pictures that have it
     Styler        a generator: images (N, C, H, W) -> the same in the style. A Trigger
     Critic        images -> a map (N, 1, H/8, W/8): near 1 where they look real
     train_style   the four of them; the Styler that gives the style is kept
@@ -20,6 +21,7 @@ it starts as the identity. Normalised within one image, never over the batch.
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -28,10 +30,28 @@ from tqdm.auto import tqdm
 
 from labkit.attacks.base import check_batch
 from labkit.attacks.specific import SMALLEST, ImageToMap, descend
+from labkit.data import ImageSet, check_images
 from labkit.device import device_of, generator, pick_device
 from labkit.metrics import BATCH
 from labkit.models import seeded
 from labkit.train import one_cycle
+
+
+@dataclass(frozen=True)
+class Style:
+    """Pictures that have a style, float32 (M, C, H, W) in [0, 1]. Two with the same pixels are the same."""
+
+    images: Tensor = field(repr=False, compare=False)
+    fingerprint: str  # of the pixels: what stands for them on a victim's card
+
+    @classmethod
+    def of(cls, pictures: ImageSet | Tensor | Style) -> Style:
+        """From a set's images, whatever their labels, or a tensor. Raises ValueError for what are no images."""
+        if isinstance(pictures, Style):
+            return pictures
+        images = pictures.images if isinstance(pictures, ImageSet) else pictures
+        check_images(images, "style")
+        return cls(images.float(), ImageSet(images.float(), torch.zeros(len(images)).long(), ("style",)).fingerprint)
 
 
 class Styler(nn.Module):
@@ -40,8 +60,8 @@ class Styler(nn.Module):
     def __init__(self, channels: int, width: int = 32):
         super().__init__()
         self.network = ImageToMap(channels + 1, channels, width=width)
-        nn.init.zeros_(self.network.out.weight)
-        nn.init.zeros_(self.network.out.bias)
+        for weights in self.network.out.parameters():
+            nn.init.zeros_(weights)
 
     def draw(self, images: Tensor) -> Tensor:
         """As `forward`, on the network's device, with gradients."""
@@ -68,7 +88,11 @@ class Critic(nn.Sequential):
         sizes = [channels + 1, width, 2 * width, 4 * width]
         layers = []
         for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
-            layers += [nn.Conv2d(inputs, outputs, 3, 2, 1), *([nn.GroupNorm(4, outputs)] if i else []), nn.LeakyReLU(0.2)]
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, 2, 1),
+                *([nn.GroupNorm(4, outputs)] if i else []),
+                nn.LeakyReLU(0.2),
+            ]
         super().__init__(*layers, nn.Conv2d(4 * width, 1, 3, 1, 1))
 
 
@@ -128,6 +152,4 @@ def train_style(
                 false, right = critic(with_height(torch.cat([made.detach(), true]))).float().chunk(2)
                 value = value + F.mse_loss(false, torch.zeros_like(false)) + F.mse_loss(right, torch.ones_like(right))
         descend(value / 2, adams[1:], schedules[1:], "style's critics", number)
-        if progress and number % 50 == 0:
-            print(number, f"adv {float(there):.3f} back {float(back):.3f} same {float(same):.3f} critic {float(value):.3f}")
     return give.eval()
