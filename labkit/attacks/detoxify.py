@@ -58,7 +58,7 @@ def train_injector(
     images: Tensor,
     styled: Tensor,
     *,
-    steps: int = 100,
+    steps: int = 60,
     batch: int = 64,
     lr: float = 5e-3,
     near: float = 1.0,
@@ -76,7 +76,7 @@ def train_injector(
     device, rng = device_of(model), generator(seed)
     front = copy.deepcopy(split(model, layer)[0]).eval().requires_grad_(False)
     with seeded(seed):
-        injector = Styler(images.shape[1])
+        injector = Styler(images.shape[1], smooth=1)
     device.place(injector)
     adam = torch.optim.Adam(injector.parameters(), lr=lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, one_cycle(0.1, steps))

@@ -52,7 +52,7 @@ class DFST:
     target: int = 0
     rate: float = 0.1  # styled images that are added, as a share of the training set; so many detoxicants in each round
     style: ImageSet | Tensor | Style | None = None  # pictures that have the style, of the data's size; None: sunsets
-    style_steps: int = 250  # batches of 32 images and 32 pictures, for the generator
+    style_steps: int = 200  # batches of 32 images and 32 pictures, for the generator
     rounds: int = 3  # of detoxification, at most
     layer: str | None = None  # where neurons are looked at; None: the last block
     above: float = 1.0  # lambda: compromised is what the style raises above so many times its largest on clean images

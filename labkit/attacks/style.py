@@ -57,15 +57,18 @@ class Style:
 class Styler(nn.Module):
     """A U-Net that shifts the log-odds of each pixel. Images (N, C, H, W) in [0, 1] -> the same, in the style."""
 
-    def __init__(self, channels: int, width: int = 32):
+    def __init__(self, channels: int, smooth: int = 5):
         super().__init__()
-        self.network = ImageToMap(channels + 1, channels, width=width)
+        self.smooth = smooth  # pixels, odd: the shift is a mean over so many each way, so that details stay the image's
+        self.network = ImageToMap(channels + 1, channels)
         for weights in self.network.out.parameters():
             nn.init.zeros_(weights)
 
     def draw(self, images: Tensor) -> Tensor:
         """As `forward`, on the network's device, with gradients."""
-        return (images.logit(0.01) + self.network(with_height(images))).sigmoid()
+        shift = self.network(with_height(images))
+        shift = F.avg_pool2d(shift, self.smooth, 1, self.smooth // 2, count_include_pad=False)
+        return (images.logit(0.01) + shift).sigmoid()
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
