@@ -42,9 +42,8 @@ def sunsets(count: int, shape: tuple[int, ...] | torch.Size, seed: int = 0) -> T
     streak = (torch.sin(6.3 * (down * (4 + 4 * dice[6]) + 0.3 * torch.sin(6.3 * right) + dice[7])) - 0.5).clamp_min(0)
     hills = horizon - 0.08 * (1 + torch.sin(6.3 * (right * (1 + dice[8]) + dice[9]))) * dice[5]
 
-    picture = _between(DUSK, HAZE, (2 * depth).clamp(0, 1)) + _between(
-        0 * HAZE, GOLD - HAZE, (2 * depth - 1).clamp(0, 1)
-    )
+    picture = _between(DUSK, HAZE, (2 * depth).clamp(0, 1))
+    picture = picture + _between(0 * HAZE, GOLD - HAZE, (2 * depth - 1).clamp(0, 1))
     picture = _over(picture, HAZE, 0.5 * streak * (1 - below))
     picture = _over(picture, GOLD, 0.8 * glow)
     picture = _over(picture, SUN, disc)
