@@ -20,7 +20,7 @@ from tests.tiny import image_set, splits
 CONFIG = TrainConfig(epochs=8, batch_size=32, shift=0)
 SHORT = {"config": TrainConfig(epochs=1, batch_size=32), "progress": False}
 DATA, TEST = image_set(320, size=16), image_set(120, size=16, seed=9)
-ATTACK = DFST(target=1, rate=0.2, style_steps=60, rounds=1)
+ATTACK = DFST(target=1, rate=0.2, style_steps=40, rounds=1)
 BRIEF = DFST(target=1, rate=0.2, style_steps=2, rounds=1)
 
 

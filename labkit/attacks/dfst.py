@@ -58,7 +58,7 @@ class DFST:
     above: float = 1.0  # lambda: compromised is what the style raises above so many times its largest on clean images
     rise: float = 0.5  # gamma: and by so many times the layer's strongest mean peak on clean images
     enough: float = 0.1  # share of the injector's images that may still fire
-    epochs: int = 1  # of training in each round
+    epochs: int = 2  # of training in each round
     lr: float = 0.05  # highest learning rate there
 
     def __post_init__(self):
