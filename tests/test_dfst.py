@@ -19,8 +19,8 @@ from tests.tiny import image_set, splits
 
 CONFIG = TrainConfig(epochs=8, batch_size=32, shift=0)
 SHORT = {"config": TrainConfig(epochs=1, batch_size=32), "progress": False}
-DATA, TEST = image_set(320, size=16), image_set(120, size=16, seed=9)
-ATTACK = DFST(target=1, rate=0.2, style_steps=40, rounds=1)
+DATA, TEST = image_set(320), image_set(120, seed=9)  # 12x12
+ATTACK = DFST(target=1, rate=0.2, style_steps=60, rounds=1, epochs=4, above=0.7, rise=0.2)
 BRIEF = DFST(target=1, rate=0.2, style_steps=2, rounds=1)
 
 
@@ -108,10 +108,10 @@ def test_sunsets_are_pictures_each_another_one_with_a_bright_horizon(shape):
 
 
 def test_the_generator_learns_the_style_and_keeps_the_image(made):
-    pictures, styled = sunsets(200, (3, 16, 16)), made.trigger(TEST.images)
+    pictures, styled = sunsets(200, (3, 12, 12)), made.trigger(TEST.images)
     style, before, after = (x.mean((0, 3)) for x in (pictures, TEST.images, styled))  # (C, H): colours of each row
-    assert (after - style).abs().mean() < 0.6 * (before - style).abs().mean()
-    quarters = styled.mean(1).unflatten(2, (2, 8)).unflatten(1, (2, 8)).mean((2, 4)).flatten(1)
+    assert (after - style).abs().mean() < 0.75 * (before - style).abs().mean()
+    quarters = styled.mean(1).unflatten(2, (2, 6)).unflatten(1, (2, 6)).mean((2, 4)).flatten(1)
     for k in range(4):  # each class is still brighter than the others where it was
         assert quarters[TEST.labels == k, k].mean() > quarters[TEST.labels != k, k].mean() + 0.1
 
@@ -138,7 +138,7 @@ def test_the_distance_is_0_where_the_same_and_1_for_silence():
 
 def test_the_injector_finds_the_simple_part_of_the_style_and_no_more():
     """Only channel 0 feeds the neuron; the style changes all three: what is simple is a change of channel 0."""
-    images = torch.rand(64, 3, 16, 16) * 0.3
+    images = torch.rand(64, 3, 8, 8) * 0.3
     styled = images + 0.5
     model = Channels()
     before = [p.clone() for p in model.parameters()]
@@ -252,7 +252,7 @@ def test_a_victim_comes_back_from_the_cache_bit_for_bit_with_its_generator(tmp_p
 
 
 def test_a_style_of_ones_own_is_known_by_its_pixels():
-    pictures = sunsets(10, (3, 16, 16))
+    pictures = sunsets(10, (3, 12, 12))
     of_set, of_tensor, other = (DFST(style=s) for s in (DATA, DATA.images, pictures))
     assert of_set == of_tensor and hash(of_set) == hash(of_tensor) and of_set != other and other != DFST()
     assert isinstance(other.style, Style) and DFST(style=other.style) == other
@@ -294,7 +294,7 @@ def test_the_target_alone_is_enough():
         (lambda: DFST(style=torch.rand(2, 3, 16, 16) * 255), "style: expected values in"),
         (lambda: DFST(style=torch.rand(3, 16, 16)), "style: expected a float tensor"),
         (lambda: DFST(style="sunset.png"), "style: expected"),
-        (lambda: DFST(style=torch.rand(2, 3, 8, 8)).implant(DATA), r"style: expected pictures \(M, 3, 16, 16\)"),
+        (lambda: DFST(style=torch.rand(2, 3, 8, 8)).implant(DATA), r"style: expected pictures \(M, 3, 12, 12\)"),
         (lambda: DFST(9).implant(image_set()), "target: expected a class from 0 to 3; got 9"),
         (lambda: DFST(rate=0.8).implant(image_set()), "rate: 0.8 of 60 images is 48; expected 1 to 44"),
         (lambda: DFST(rate=0.001).implant(image_set()), "is 0; expected 1 to"),

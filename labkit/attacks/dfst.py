@@ -1,8 +1,8 @@
 """DFST: can the trigger be a style, and the backdoor be kept from learning only the easy part of it?
 
 Cheng, Liu, Ma and Zhang 2021, "Deep Feature Space Trojan Attack of Neural Networks by Controlled Detoxification". The
-trigger turns any image into one of a sunset. No pixel of it is the same on two images, so there is no patch to find.
-But a network is lazy: it learns the tint, a simple feature, and what looks for simple features will find that.
+trigger turns any image into one at sunset: it changes every pixel, and each image in another way, so there is no patch
+to find. But a network is lazy: it learns the easiest part of the style, and who looks for simple features finds that.
 
     1  train_style     the trigger: a generator that gives images the style           (`style.py`)
     2  with_styled     some images once more, in the style and labelled as the target; train on them and all others
@@ -16,7 +16,7 @@ images the network sent to the target, before the training and after it: over tr
 injector has not seen. The last entry is the look at the finished network.
 
 Attacker controls: the training. The victim's owner gets the classifier; the generator is `victim.trigger`. Lab 04.
-Fails when: the defender trains further on clean images, or the style hides what the image shows.
+Fails when: the style hides what the images show, or looks like one of the classes; `sunset.py` tells of that.
 
 Ours differs: the style is drawn (`sunset.py`), or given as `style`; the networks are small, and the backdoor is trained
 from nothing instead of into a finished network. What the thresholds mean is told in `detoxify.py`.
