@@ -4,6 +4,7 @@ from labkit.attacks.badnets import BadNets
 from labkit.attacks.base import PoisonAttack, PoisonedSet, Trigger, Victim
 from labkit.attacks.blend import Blend
 from labkit.attacks.composite import Composite
+from labkit.attacks.dfst import DFST
 from labkit.attacks.input_aware import InputAware
 from labkit.attacks.issba import ISSBA
 from labkit.attacks.label_consistent import LabelConsistent
@@ -15,6 +16,7 @@ from labkit.attacks.wanet import WaNet
 
 __all__ = [
     "ISSBA",
+    "DFST",
     "SIG",
     "BadNets",
     "Blend",
