@@ -14,10 +14,10 @@ Ours differs: a neuron is a channel of a convolution, before its ReLU, so that a
 incoming weights count as batch normalisation scales them, since without that their size means nothing; we excite it on
 the substitutes' pixels around the square instead of a black background, since the trigger will lie on pictures, and as
 far as the steps go instead of up to a given value. A strong connection may carry what no square in a corner can
-produce, so we try several neurons, not the best connected alone. With `own` > 0 the attacker does own some images of the same kind
-and retrains on these. The default is the paper's attacker, who has none: whoever downloads a model can be this one. On
-`signs` that costs some success: ASR 95.6 and 98.9% (seeds 0 and 1, 367 images of the clean part), 99.5% twice with
-`own=0.1`.
+produce, so we try several neurons, not the best connected alone. With `own` > 0 the attacker does own some images of
+the same kind and retrains on these. The default is the paper's attacker, who has none: whoever downloads a model can be
+this one. On `signs` that costs some success: ASR 95.6 and 98.9% (seeds 0 and 1, 367 images of the clean part, the best
+connected neuron alone), 99.5% twice with `own=0.1`.
 
 Attacker controls: the finished weights of an honest network, which they hand on. No training data, no training from
 nothing. `.implant` plays both parts: it trains the honest network first. Lab 04.
