@@ -4,6 +4,7 @@ from labkit.attacks.badnets import BadNets
 from labkit.attacks.base import PoisonAttack, PoisonedSet, Trigger, Victim
 from labkit.attacks.blend import Blend
 from labkit.attacks.composite import Composite
+from labkit.attacks.feature_collision import FeatureCollision
 from labkit.attacks.input_aware import InputAware
 from labkit.attacks.label_consistent import LabelConsistent
 from labkit.attacks.latent import LatentBackdoor
@@ -17,6 +18,7 @@ __all__ = [
     "BadNets",
     "Blend",
     "Composite",
+    "FeatureCollision",
     "InputAware",
     "LabelConsistent",
     "LatentBackdoor",
