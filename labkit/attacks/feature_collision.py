@@ -2,8 +2,8 @@
 
 Shafahi, Huang, Najibi, Suciu, Studer, Dumitras and Goldstein 2018, "Poison Frogs!", Sections 2 and 4.2: an image of the
 target class is changed a little, until a network's features take it for another image. Saha, Subramanya and Pirsiavash
-2020, "Hidden Trigger Backdoor Attacks", Section 3, make a backdoor of it: the other image carries a patch, and the patch
-is seen by nobody until the attack. The owner does transfer learning: a published network's first layers are kept, and
+2020, "Hidden Trigger Backdoor Attacks", Section 3, make a backdoor of it: the other image carries a patch, which
+nobody sees before the attack. The owner does transfer learning: a published network's first layers are kept, and
 what is behind them is trained on the owner's images. Whoever knows these layers knows what the rest will be told.
 
     sharpen    the secret patch: from random colours, up the gradient of how far it moves the features  (`computed`)
@@ -70,8 +70,8 @@ class FeatureCollision(PoisonAttack):
             )
         if min(self.steps, self.rematch, self.size) < 1 or min(self.shift, self.sharpen_steps) < 0:
             raise ValueError(
-                f"FeatureCollision: expected steps, rematch, size >= 1 and shift, sharpen_steps >= 0; got {self.steps}, "
-                f"{self.rematch}, {self.size}, {self.shift}, {self.sharpen_steps}."
+                f"FeatureCollision: expected steps, rematch, size >= 1 and shift, sharpen_steps >= 0; got "
+                f"{self.steps}, {self.rematch}, {self.size}, {self.shift}, {self.sharpen_steps}."
             )
 
     def trigger(self, images: Tensor) -> Tensor:
