@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from labkit import victim
-from labkit.attacks import FeatureCollision, feature_collision
+from labkit.attacks import FeatureCollision, collision, feature_collision
 from labkit.attacks.base import another
 from labkit.attacks.collision import collide, match, penultimate
 from labkit.data import ImageSet
@@ -80,6 +80,24 @@ def test_where_the_features_are_the_pixels_the_poison_goes_to_the_edge_of_its_bo
     assert f"{made.gap:.0%}" in str(made)
 
 
+class Contrast(nn.Module):
+    """The left half minus the right half."""
+
+    def forward(self, images):
+        left, right = images.chunk(2, 3)
+        return left - right
+
+
+def test_no_pixel_leaves_the_range_though_the_features_would_have_it():
+    images, goals = torch.full((2, 1, 8, 8), 0.5), torch.zeros(2, 1, 8, 8)
+    images[..., :4], goals[..., :4] = 0.95, 1.0  # left: wants to be brighter than white, right: darker
+    made = crafted(Contrast(), images, goals, steps=20, epsilon=0.2)
+    assert torch.allclose(made.images[..., :4], torch.ones(2, 1, 8, 4)) and made.images.max() <= 1
+    assert torch.allclose(made.images[..., 4:], torch.full((2, 1, 8, 4), 0.3))
+    dark = crafted(Contrast(), 1 - images, 1 - goals, steps=20, epsilon=0.2)
+    assert torch.allclose(dark.images, 1 - made.images, atol=1e-6) and dark.images.min() >= 0
+
+
 def test_more_room_and_more_steps_bring_the_features_nearer(extractor):
     data, front = three(60, seed=3), ATTACK.front(extractor)
     images, goals = data.images[data.labels == 1], ATTACK.trigger(data.images[data.labels == 0])
@@ -92,13 +110,19 @@ def test_more_room_and_more_steps_bring_the_features_nearer(extractor):
     assert torch.equal(again.images, wide.images) and torch.equal(again.goals, wide.goals)
 
 
-def test_goals_are_matched_anew_and_never_shared(extractor):
-    data, front = three(60, seed=3), ATTACK.front(extractor)
+def test_goals_are_matched_anew_by_what_the_poisons_have_become_and_never_shared(extractor, monkeypatch):
+    data, front, asked = three(60, seed=3), ATTACK.front(extractor), []
+
+    def spy(features, goals):
+        asked.append(features)
+        return match(features, goals)
+
+    monkeypatch.setattr(collision, "match", spy)
     images, goals = data.images[data.labels == 1], ATTACK.trigger(data.images[data.labels != 1])[:20]
-    made = crafted(front, images, goals, rematch=2)
+    made = crafted(front, images, goals, steps=8, rematch=3)
     assert sorted(made.goals.tolist()) == list(range(20))
-    first = match(features(extractor, images), features(extractor, goals))
-    assert torch.equal(crafted(front, images, goals, rematch=99).goals, first)
+    assert len(asked) == 3 and not torch.equal(asked[0], asked[1]) and not torch.equal(asked[1], asked[2])
+    assert torch.equal(crafted(front, images, goals, rematch=99).goals, match(asked[0], features(extractor, goals)))
 
 
 def test_a_large_set_is_perturbed_in_parts_that_know_which_goals_are_theirs(monkeypatch):
@@ -179,7 +203,7 @@ def test_a_sharpened_patch_moves_the_features_farther_and_stays_in_its_square(ex
 
 
 def test_a_victim_learns_both_tasks_and_a_clean_transfer_does_not():
-    attack = FeatureCollision(target=1, size=6, steps=20, shift=0, epsilon=0.15)
+    attack = FeatureCollision(target=1, size=6, steps=20, shift=0, epsilon=0.25)
     data, test = (image_set(n, size=16, classes=3, seed=seed, strength=0.15) for n, seed in ((240, 0), (120, 9)))
     options = {"config": TrainConfig(epochs=8, batch_size=32, shift=0), "progress": False}
     made = attack.implant(data, test=test, **options)
@@ -189,7 +213,7 @@ def test_a_victim_learns_both_tasks_and_a_clean_transfer_does_not():
     assert report.clean_accuracy > 0.9 and report.attack_success_rate < 0.35
     mine, honest = made.model.state_dict(), extractor.state_dict()
     assert {name for name in mine if not torch.equal(mine[name], honest[name])} == {"head.2.weight", "head.2.bias"}
-    assert made.target == 1 and not made.model.training and made.card["settings"]["epsilon"] == 0.15
+    assert made.target == 1 and not made.model.training and made.card["settings"]["epsilon"] == 0.25
 
 
 def test_the_cache_gives_the_victim_back_trigger_included(tmp_path, monkeypatch):
