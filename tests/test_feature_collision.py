@@ -178,6 +178,8 @@ def test_the_seed_repeats_and_the_network_is_trained_when_none_is_given(extracto
     options = {"config": config, "progress": False, "callback": trained.append}
     one, same = (ATTACK.poison(data, 5, **options) for _ in range(2))
     assert len(trained) == 2 and torch.equal(one.images, same.images)
+    trained_so = train("small_cnn", data, config=config, seed=another(5), progress=False)
+    assert torch.equal(one.images, ATTACK.poison(data, 5, extractor=trained_so).images)
     state = copy.deepcopy(extractor.state_dict())
     given = ATTACK.poison(data, 5, extractor=extractor)
     assert torch.equal(one.poisoned, given.poisoned) and not torch.equal(one.images, given.images)

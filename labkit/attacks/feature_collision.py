@@ -95,8 +95,6 @@ class FeatureCollision(PoisonAttack):
     def sharpen(self, extractor: nn.Module, data: ImageSet, seed: int = 0, *, progress: bool = False) -> Stamp:
         """The trigger whose patch moves the extractor's features far, and all images in about the same direction."""
         start, front = self.build_trigger(data), self.front(extractor)
-        if not self.sharpen_steps:
-            return start
         others, device = data.images[data.labels != self.target], device_of(front)
         with torch.no_grad(), device.autocast():
             usual = front(device.layout(others[torch.randperm(len(others), generator=generator(seed))[:256]])).float()
