@@ -5,6 +5,7 @@ from labkit.attacks.base import PoisonAttack, PoisonedSet, Trigger, Victim
 from labkit.attacks.blend import Blend
 from labkit.attacks.composite import Composite
 from labkit.attacks.dfst import DFST
+from labkit.attacks.feature_collision import FeatureCollision
 from labkit.attacks.input_aware import InputAware
 from labkit.attacks.issba import ISSBA
 from labkit.attacks.label_consistent import LabelConsistent
@@ -21,6 +22,7 @@ __all__ = [
     "BadNets",
     "Blend",
     "Composite",
+    "FeatureCollision",
     "InputAware",
     "LabelConsistent",
     "LatentBackdoor",
