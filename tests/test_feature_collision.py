@@ -204,12 +204,20 @@ def test_a_sharpened_patch_moves_the_features_farther_and_stays_in_its_square(ex
     assert torch.equal(plain(data.images), ATTACK.trigger(data.images))
 
 
-def test_a_victim_learns_both_tasks_and_a_clean_transfer_does_not():
+def test_a_victim_learns_both_tasks_and_a_clean_transfer_does_not(monkeypatch):
+    aims = []
+
+    def spy(front, images, goals, **options):
+        aims.append(goals)
+        return collide(front, images, goals, **options)
+
+    monkeypatch.setattr(feature_collision, "collide", spy)
     attack = FeatureCollision(target=1, size=6, steps=20, shift=0, epsilon=0.25)
     data, test = (image_set(n, size=16, classes=3, seed=seed, strength=0.15) for n, seed in ((240, 0), (120, 9)))
     options = {"config": TrainConfig(epochs=8, batch_size=32, shift=0), "progress": False}
     made = attack.implant(data, test=test, **options)
     assert made.report.clean_accuracy > 0.9 and made.report.attack_success_rate > 0.8
+    assert torch.equal(made.trigger(aims[0]), aims[0])  # the poisons are aimed at the victim's own, sharpened trigger
     extractor = train("small_cnn", data, seed=another(0), **options)
     report = evaluate(attack.transfer(extractor, data, **options), test, made.trigger, 1)
     assert report.clean_accuracy > 0.9 and report.attack_success_rate < 0.35
@@ -270,6 +278,7 @@ def only_the_target() -> ImageSet:
         (lambda: FeatureCollision(size=13).implant(image_set()), "at least 13x13 pixels; got 12x12"),
         (lambda: FeatureCollision().trigger(torch.rand(1, 3, 12, 12) * 255), "divide uint8 by 255"),
         (lambda: ATTACK.poison(only_the_target(), extractor=linear_model(size=16)), "outside target class 1; got none"),
+        (lambda: ATTACK.sharpen(linear_model(size=16), only_the_target()), "outside target class 1; got none"),
         (lambda: FeatureCollision().poison(image_set(), arch="vgg"), "architecture: expected one of"),
         (lambda: FeatureCollision(layer="block9").poison(image_set(), extractor=broken()), "no 'block9'; its layers"),
         (lambda: penultimate(nn.Sequential(nn.Linear(3, 2))), "in front of its classifier"),

@@ -95,7 +95,7 @@ class FeatureCollision(PoisonAttack):
     def sharpen(self, extractor: nn.Module, data: ImageSet, seed: int = 0, *, progress: bool = False) -> Stamp:
         """The trigger whose patch moves the extractor's features far, and all images in about the same direction."""
         start, front = self.build_trigger(data), self.front(extractor)
-        others, device = data.images[data.labels != self.target], device_of(front)
+        others, device = data.images[self.strangers(data).to(data.images.device)], device_of(front)
         with torch.no_grad(), device.autocast():
             usual = front(device.layout(others[torch.randperm(len(others), generator=generator(seed))[:256]])).float()
         size = usual.square().flatten(1).sum(1).mean()
@@ -129,9 +129,7 @@ class FeatureCollision(PoisonAttack):
         if extractor is None:
             extractor = train(arch, data, config=config, seed=own, **options)
         rng, count = generator(own), int(chosen.poisoned.sum())
-        others = (data.labels.cpu() != self.target).nonzero().flatten()
-        if not len(others):
-            raise ValueError(f"collision: expected images outside target class {self.target}; got none. Add some.")
+        others = self.strangers(data)
         sources = others[torch.randperm(len(others), generator=rng)[torch.arange(count) % len(others)]]
         goals = (trigger or self.trigger)(data.images[sources.to(data.images.device)])
         where = chosen.poisoned.to(data.images.device)
@@ -179,6 +177,13 @@ class FeatureCollision(PoisonAttack):
         model = with_new_head(extractor, len(data.classes), seed)
         train(Behind(model, self.layer or penultimate(model)), data, config=config, seed=seed, **options)
         return model
+
+    def strangers(self, data: ImageSet) -> Tensor:
+        """Indices of the images of other classes, on the CPU; ValueError if there are none."""
+        others = (data.labels.cpu() != self.target).nonzero().flatten()
+        if not len(others):
+            raise ValueError(f"collision: expected images outside target class {self.target}; got none. Add some.")
+        return others
 
     def front(self, extractor: nn.Module) -> nn.Module:
         """The layers that the owner keeps, a frozen copy: images -> features."""
