@@ -279,6 +279,12 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step():
         BRIEF.implant(DATA, config=TrainConfig(epochs=1, batch_size=32, lr=1e30), progress=False)
 
 
+def test_a_missing_layer_is_named_before_anything_is_trained(monkeypatch):
+    monkeypatch.setattr(dfst, "train_style", lambda *a, **k: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="no 'block9'; its layers are"):
+        DFST(layer="block9").implant(DATA, **SHORT)
+
+
 def test_the_target_alone_is_enough():
     assert DFST(target=2).target == 2 and DFST(2) == DFST(target=2)
 
@@ -303,7 +309,6 @@ def test_the_target_alone_is_enough():
         (lambda: DFST(rate=0.001).implant(image_set()), "is 0; expected 1 to"),
         (lambda: DFST().implant(image_set(size=6)), "at least 8x8 pixels; got 6x6"),
         (lambda: DFST().implant(image_set(), arch="vgg"), "architecture: expected one of"),
-        (lambda: DFST(layer="block9").implant(image_set()), "no 'block9'; its layers are"),
         (lambda: drawing()(torch.rand(2, 3, 16, 16) * 255), "divide uint8 by 255"),
         (lambda: drawing()(torch.rand(2, 1, 16, 16)), "of 3 channels; got 1"),
     ],
