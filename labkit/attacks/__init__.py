@@ -5,6 +5,7 @@ from labkit.attacks.base import PoisonAttack, PoisonedSet, Trigger, Victim
 from labkit.attacks.blend import Blend
 from labkit.attacks.composite import Composite
 from labkit.attacks.input_aware import InputAware
+from labkit.attacks.issba import ISSBA
 from labkit.attacks.label_consistent import LabelConsistent
 from labkit.attacks.latent import LatentBackdoor
 from labkit.attacks.pruning_aware import PruningAware
@@ -13,6 +14,7 @@ from labkit.attacks.trojan_nn import TrojanNN
 from labkit.attacks.wanet import WaNet
 
 __all__ = [
+    "ISSBA",
     "SIG",
     "BadNets",
     "Blend",
