@@ -23,6 +23,7 @@ image loss is a squared error above a budget that shrinks, where the paper adds 
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,10 +33,12 @@ from labkit.attacks.base import PoisonAttack, PoisonedSet, Victim, another, card
 from labkit.attacks.specific import SMALLEST
 from labkit.attacks.steganography import START, MessageTrigger, train_networks
 from labkit.data import ImageSet
-from labkit.device import generator, pick_device
-from labkit.metrics import check_target, evaluate
+from labkit.device import device_of, generator, pick_device
+from labkit.metrics import BATCH, check_target, evaluate
 from labkit.models import seeded
 from labkit.train import RECIPES, TrainConfig, train
+
+LEGIBLE = 0.9  # share of the bits
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,21 @@ class ISSBA:
         """Steps 1 and 2: a trigger for images like `data`'s; labels don't matter.
 
         config: the recipe that the owner is expected to train with, by default that of `data.name`. Raises ValueError
-        for images that are too small and FloatingPointError for a loss that is no longer finite.
+        for images that are too small and FloatingPointError for a loss that is no longer finite; warns where the
+        decoder can't read the message.
         """
         check_batch(data.images[:1], SMALLEST, SMALLEST)
         trigger, recipe = self.build_trigger(data, seed), config or RECIPES.get(data.name, TrainConfig())
         pick_device().place(trigger)
         train_networks(trigger, data, self.psnr, self.epochs, self.lr, recipe, seed=another(seed), progress=progress)
+        some = data.images[: BATCH[device_of(trigger).type]]
+        heard = float(trigger.bit_accuracy(trigger(some)).mean())
+        if heard < LEGIBLE:
+            warnings.warn(
+                f"ISSBA: expected the decoder to read {LEGIBLE:.0%} of the hidden bits or more; got {heard:.0%}, of "
+                "which a victim learns little. Give it more epochs or images, fewer bits, or a lower psnr.",
+                stacklevel=2,
+            )
         return trigger
 
     def poison(self, data: ImageSet, seed: int = 0, *, trigger: MessageTrigger | None = None, **options) -> PoisonedSet:
