@@ -140,8 +140,8 @@ sameness = Exercise(
         Criterion(
             0.2,
             same_values,
-            "A distance here is a root of a MEAN square: images and masks have different numbers of channels, and a sum "
-            "would count that.",
+            "A distance here is a root of a MEAN square: images and masks have different numbers of channels, and a "
+            "sum would count that.",
         ),
         Criterion(
             0.1, inputs_untouched, "The value is right, but an argument was changed in place. Shift a copy instead."
@@ -193,8 +193,8 @@ escaped = Exercise(
         Criterion(
             0.5,
             lambda made: not _all_hit(made) or _near(made),
-            "Where every input hits, this is the plain FAR: set the boundary where a share frr of the CLEAN scores lies "
-            "below it; what scores above it passes. Low entropy is what alarms.",
+            "Where every input hits, this is the plain FAR: set the boundary where a share frr of the CLEAN scores "
+            "lies below it; what scores above it passes. Low entropy is what alarms.",
         ),
         Criterion(
             0.4,
@@ -272,8 +272,8 @@ against_strip = Exercise(
         Criterion(
             0.15,
             _joined,
-            "Return a pair, images and labels of one larger training set: the poisoned set with its n images, and behind "
-            "it the m mixtures.",
+            "Return a pair, images and labels of one larger training set: the poisoned set with its n images, and "
+            "behind it the m mixtures.",
         ),
         Criterion(
             0.2,
@@ -283,8 +283,8 @@ against_strip = Exercise(
         Criterion(
             0.25,
             _mixed,
-            "A mixture is what STRIP will make of a stamped image: the two images added, each at full strength, image i "
-            "with overlay i.",
+            "A mixture is what STRIP will make of a stamped image: the two images added, each at full strength, image "
+            "i with overlay i.",
         ),
         Criterion(
             0.1,
