@@ -21,6 +21,7 @@ EXPECTED_LABS = (  # fewer is an error, more is welcome
     "08_unlearning",
     "09_distil_and_connect",
     "10_anti_backdoor_learning",
+    "11_arms_race",
 )
 NAMES = sorted({*EXPECTED_LABS, *(path.stem for path in LABS)})
 
