@@ -15,6 +15,12 @@ The card's "detoxification" tells of each round how many neurons were compromise
 images the network sent to the target, before the training and after it: over training images of other classes that the
 injector has not seen. The last entry is the look at the finished network.
 
+It works, and it costs: on `signs` (seed 0, 1,833 test images) an injector made anew for the 32 neurons that the style
+raises most fires on 83% before and on 65% after, though it may change the pixels nearly twice as much there; held
+nearer to the image, `near` 4, on 59% and 23%; an image halfway to its styled one on 59% and 13%. ASR falls from 98 to
+94%. As long a training without detoxicants changes none of that. The style's mean change, added to any image, still
+fires on 87%: what all styled images share is left.
+
 Attacker controls: the training. The victim's owner gets the classifier; the generator is `victim.trigger`. Lab 04.
 Fails when: the style hides what the images show, or looks like one of the classes; `sunset.py` tells of that.
 
