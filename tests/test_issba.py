@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from labkit import victim
-from labkit.attacks import ISSBA, steganography
+from labkit.attacks import ISSBA, issba, steganography
 from labkit.attacks.steganography import MessageTrigger, budget, image_loss, message_loss, train_networks
 from labkit.metrics import BATCH, evaluate, predict
 from labkit.stealth import psnr
@@ -234,6 +234,12 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step():
         replace(ATTACK, lr=float("inf")).implant(DATA, **SHORT)
 
 
+def test_images_too_small_are_named_before_any_training(monkeypatch):
+    monkeypatch.setattr(issba, "train_networks", lambda *a, **k: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="at least 8x8 pixels; got 6x6"):
+        ISSBA().implant(image_set(size=6))
+
+
 def test_the_target_alone_is_enough():
     assert ISSBA(target=2).target == 2 and ISSBA(2) == ISSBA(target=2) and hash(ISSBA(2)) == hash(ISSBA(target=2))
 
@@ -252,7 +258,6 @@ def test_the_target_alone_is_enough():
         (lambda: ISSBA(9).implant(image_set()), "target: expected a class from 0 to 3; got 9"),
         (lambda: ISSBA(9).poison(image_set()), "target: expected a class from 0 to 3; got 9"),
         (lambda: ISSBA(rate=0.001).poison(image_set(size=16), trigger=fresh()), "rate: 0.001 of 60 images is 0"),
-        (lambda: ISSBA().implant(image_set(size=6)), "at least 8x8 pixels; got 6x6"),
         (lambda: ISSBA(epochs=1).implant(image_set(), arch="vgg"), "architecture: expected one of"),
         (lambda: fresh()(torch.rand(2, 3, 16, 16) * 255), "divide uint8 by 255"),
         (lambda: fresh().read(torch.rand(2, 3, 16, 16) * 255), "divide uint8 by 255"),

@@ -8,10 +8,10 @@ takes its networks from there. First the message alone counts, then the residual
 must be faint from the start finds nothing that the decoder could learn from. The decoder sees images moved and mirrored
 as in the recipe of the victim's owner, so that the residual outlives that.
 
-Left to themselves the two agree on one pattern for each bit, the same in all images: on `signs` 88% of the residual's
-energy is in its mean over the images, and the decoder reads 99% of the bits from the residual of another image. Such a
-trigger is not sample-specific. So the decoder is also asked to read *nothing*, chance for every bit, from images with
-the residual of another, and from clean ones. Then it is 37%, and the encoder makes use of the image.
+Left to themselves the two agree on one pattern for each bit, the same in all images: on `signs` (seed 0) 85% of the
+residual's energy is in its mean over the images, and the decoder reads over 99% of the bits from the residual of
+another image. Such a trigger is not sample-specific. So the decoder is also asked to read *nothing*, chance for every
+bit, from images with the residual of another, and from clean ones. Then it is 31%: the encoder makes use of the image.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class MessageTrigger(SpecificTrigger):
         return LOUDEST * torch.tanh(self.encoder(images, 2 * messages - 1))
 
     def draw(self, images: Tensor, of: Tensor) -> Tensor:
-        return (images + self.residual(of, self.message.expand(len(of), -1))).clamp(0, 1)
+        return images + self.residual(of, self.message.expand(len(of), -1))  # `forward` clips
 
     def read(self, images: Tensor) -> Tensor:
         """What the decoder makes of images (N, C, H, W): the probability that each bit is 1, float32 (N, bits), CPU."""
