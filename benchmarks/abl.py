@@ -12,7 +12,7 @@ Li et al. 2021; ours is `small_cnn`.
 
 import torch
 import torch.nn.functional as F
-from card import arguments, card
+from card import arguments, card, once
 
 from labkit import evaluate, load, train, victim
 from labkit.attacks import BadNets, Blend
@@ -41,65 +41,76 @@ def main():
 
 
 def measure(title, attack, data, options):
-    """One poisoned set a seed, and one row for each way to train on it."""
-    rows, precision, seconds = {}, {}, {}
-    for seed in options.seeds:
-        poisoned = attack.poison(data.train, seed)
-        training_set, truth = poisoned.without_secrets(), poisoned.poisoned
-
-        def note(what, model, attack=attack, seed=seed):
-            rows.setdefault(what, []).append(evaluate(model, data.test, attack.trigger, attack.target))
-            print(f"  {title} seed {seed}, {what}: {rows[what][-1]}", flush=True)
-
-        def isolated(what, losses, truth=truth, seed=seed):
-            for share in (0.01, 0.05, 0.1, 0.2):
-                hits = float(truth[lowest(losses, share)].float().mean())
-                precision.setdefault((what, share), []).append(100 * hits)
-                print(f"  {title} seed {seed}, {what}: {hits:.1%} of the lowest {share:.0%} poisoned", flush=True)
-
-        start = victim(attack, data, seed=seed, progress=False).model
-        note("no defence", start)
-        for what in options.early[1:]:
-            isolated(what, train_early(training_set, loss=EARLY[what], seed=seed, progress=False).losses.mean(0))
-        for share in map(float, options.isolate):
-            with Timer() as timer:
-                made = abl(
-                    training_set, isolate=share, early=EARLY[options.early[0]], start=start, seed=seed, progress=False
-                )
-            print(f"  {title} seed {seed}, {made}", flush=True)
-            doubted = truth[made.disbelieved]
-            print(f"    of the disbelieved {int(doubted.sum()):,} of {int(truth.sum()):,} poisoned images", flush=True)
-            if made.unlearned:
-                note(f"ABL {share:.0%}, after the ascent", made.unlearned)
-            note(f"ABL {share:.0%}", made.model)
-            seconds.setdefault(f"ABL {share:.0%}", []).append(timer.seconds)
-        isolated(options.early[0], made.losses)
-        for share in map(float, options.filter):
-            keep = torch.ones(len(truth), dtype=torch.bool)
-            keep[lowest(made.losses, share)] = False
-            print(f"  {title} seed {seed}: the filter leaves {int(truth[keep].sum()):,} poisoned images", flush=True)
-            note(f"filter {share:.0%}", train("small_cnn", training_set[keep], seed=seed, progress=False))
+    """One poisoned set a seed; one row of cards for each way to train on it."""
+    chosen = (options.isolate, options.early, options.filter)
+    seeds = [
+        once(
+            lambda seed=seed: one_seed(title, attack, data, options, seed), title, f"seed {seed}", repr(attack), chosen
+        )
+        for seed in options.seeds
+    ]
     n = f"{len(data.train):,} training images"
-    for (what, share), values in precision.items():
-        bar = ">= 95" if share == 0.01 else "-"
-        publish(f"{title}, {what}, precision of the lowest {share:.0%}", values, "%", n, bar, attack, options)
-    for what, reports in rows.items():
-        figures(f"{title}, {what}", reports, attack, data, options, what == "ABL 1%")
-        if what in seconds:
-            publish(f"{title}, {what}, time", seconds[what], "s", n, "-", attack, options)
+    for what in seeds[0]["precision"]:
+        early, share = what.split(", ")
+        bar = ">= 95" if share == "1%" else "-"
+        values = [seed["precision"][what] for seed in seeds]
+        publish(f"{title}, {early}, precision of the lowest {share}", values, "%", n, bar, attack, options)
+    for what, first in seeds[0]["rows"].items():
+        default = what == "ABL 1%"
+        asr = BARS.get((type(attack).__name__, attack.rate)) if data.name == "cifar10" and default else None
+        bars = {"CA": "no defence - 1" if default else "-", "ASR": f"<= {asr}" if asr else "-"}
+        counts = {"CA": first["clean"], "ASR": first["triggered"], "RA": first["triggered"], "time": n}
+        for quantity in sorted(set(counts) & set(first)):
+            values, unit = [seed["rows"][what][quantity] for seed in seeds], "s" if quantity == "time" else "%"
+            bar = bars.get(quantity, "-")
+            publish(f"{title}, {what}, {quantity}", values, unit, counts[quantity], bar, attack, options)
 
 
-def figures(title, reports, attack, data, options, default):
-    bar = BARS.get((type(attack).__name__, attack.rate)) if data.name == "cifar10" and default else None
-    clean, stamped = f"{reports[0].n_clean:,} images", f"{reports[0].n_triggered:,} triggered"
-    ca, asr, ra = ([100 * v for v in column] for column in zip(*map(shares, reports), strict=True))
-    publish(f"{title}, CA", ca, "%", clean, "no defence - 1" if default else "-", attack, options)
-    publish(f"{title}, ASR", asr, "%", stamped, f"<= {bar}" if bar else "-", attack, options)
-    publish(f"{title}, RA", ra, "%", stamped, "-", attack, options)
+def one_seed(title, attack, data, options, seed) -> dict[str, dict]:
+    """{"rows": {way to train: CA, ASR, RA in %, perhaps time in s}, "precision": {"early loss, share": %}}"""
+    rows, precision = {}, {}
+    poisoned = attack.poison(data.train, seed)
+    training_set, truth = poisoned.without_secrets(), poisoned.poisoned
 
+    def note(what, model, **more):
+        report = evaluate(model, data.test, attack.trigger, attack.target)
+        print(f"  {title} seed {seed}, {what}: {report}", flush=True)
+        rows[what] = {
+            "CA": 100 * report.clean_accuracy,
+            "ASR": 100 * report.attack_success_rate,
+            "RA": 100 * report.robust_accuracy,
+            "clean": f"{report.n_clean:,} images",
+            "triggered": f"{report.n_triggered:,} triggered",
+        } | more
 
-def shares(report) -> tuple[float, float, float]:
-    return report.clean_accuracy, report.attack_success_rate, report.robust_accuracy
+    def isolated(what, losses):
+        for share in (0.01, 0.05, 0.1, 0.2):
+            hits = float(truth[lowest(losses, share)].float().mean())
+            precision[f"{what}, {share:.0%}"] = 100 * hits
+            print(f"  {title} seed {seed}, {what}: {hits:.1%} of the lowest {share:.0%} poisoned", flush=True)
+
+    start = victim(attack, data, seed=seed, progress=False).model
+    note("no defence", start)
+    for what in options.early[1:]:
+        isolated(what, train_early(training_set, loss=EARLY[what], seed=seed, progress=False).losses.mean(0))
+    for share in map(float, options.isolate):
+        with Timer() as timer:
+            made = abl(
+                training_set, isolate=share, early=EARLY[options.early[0]], start=start, seed=seed, progress=False
+            )
+        print(f"  {title} seed {seed}, {made}", flush=True)
+        doubted = truth[made.disbelieved]
+        print(f"    of the disbelieved {int(doubted.sum()):,} of {int(truth.sum()):,} poisoned images", flush=True)
+        if made.unlearned:
+            note(f"ABL {share:.0%}, after the ascent", made.unlearned)
+        note(f"ABL {share:.0%}", made.model, time=timer.seconds)
+    isolated(options.early[0], made.losses)
+    for share in map(float, options.filter):
+        keep = torch.ones(len(truth), dtype=torch.bool)
+        keep[lowest(made.losses, share)] = False
+        print(f"  {title} seed {seed}: the filter leaves {int(truth[keep].sum()):,} poisoned images", flush=True)
+        note(f"filter {share:.0%}", train("small_cnn", training_set[keep], seed=seed, progress=False))
+    return {"rows": rows, "precision": precision}
 
 
 def untouched(name, data, options):

@@ -2,15 +2,19 @@
 
 python benchmarks/attacks.py --data signs cifar10 [--attacks BadNets Blend ...] [--save]
 
-Attacks are named as in labkit.attacks, each with its defaults and target 0. Nothing is read from the cache: every
-victim is trained here. LABKIT_DATA: the folder with .npz files. ASR and RA are what the attack reports: over the test
-images that are not of the target class or, for `Composite`, over those of its class A. PSNR and SSIM are means over the
-same images.
+Attacks are named as in labkit.attacks, each with its defaults and target 0. No victim is read from the cache: all are
+trained here. With --save the same images of `signs` under every trigger are kept too, for the gallery of the book, in
+results/gallery/. LABKIT_DATA: the folder with .npz files. ASR and RA are what the attack reports: over the test images
+that are not of the target class or, for `Composite`, over those of its class A. PSNR and SSIM are means over the same
+images.
 """
 
-from card import arguments, card
+import os
+
+from card import RESULTS, arguments, card, once
 
 from labkit import attacks, evaluate, load, train
+from labkit.course.gallery import strip
 from labkit.device import Timer
 from labkit.stealth import psnr, ssim
 
@@ -24,6 +28,7 @@ ASR_BARS = {  # %, on CIFAR-10: the lecture's figures less 1 point, BackdoorBenc
     "FeatureCollision": 87.52, "DFST": 98.76, "LatentBackdoor": 98.13, "Composite": 89.63, "ISSBA": 97.9,
 }  # fmt: skip
 BELOW_CLEAN, SECONDS = 2, {"signs": 60}  # points of CA; seconds on 2 cores
+SHOWN = 8  # images in the gallery
 UNITS = {"CA": "%", "ASR": "%", "RA": "%", "PSNR": "dB", "SSIM": "of 1", "time": "s"}
 
 
@@ -41,8 +46,11 @@ def clean_row(data, seed: int) -> dict[str, float]:
     return {"CA": 100 * report.clean_accuracy, "time": timer.seconds}
 
 
-def attack_row(attack, data, seed: int) -> tuple[dict[str, float], int]:
-    """CA, ASR, RA in %, PSNR in dB, SSIM, time in s of one victim; and over how many triggered images."""
+def attack_row(attack, data, seed: int, save: bool) -> tuple[dict[str, float], int]:
+    """CA, ASR, RA in %, PSNR in dB, SSIM, time in s of one victim; and over how many triggered images.
+
+    save: keep pictures for the gallery, too.
+    """
     with Timer() as timer:
         made = attack.implant(data.train, seed=seed, test=data.test, progress=False)
     carriers = attack.carriers(data.test) if hasattr(attack, "carriers") else data.test
@@ -56,7 +64,19 @@ def attack_row(attack, data, seed: int) -> tuple[dict[str, float], int]:
         "SSIM": float(ssim(images, triggered).mean()),
         "time": timer.seconds,
     }
+    if save and data.name == "signs":
+        keep_strip(type(attack).__name__, made.trigger, data)
     return row, made.report.n_triggered
+
+
+def keep_strip(name: str, trigger, data) -> None:
+    """results/gallery/<name>.png: a test image of each of the first classes but the target's, clean and triggered."""
+    labels = data.test.labels.tolist()
+    images = data.test.images[[labels.index(k) for k in range(1, 1 + SHOWN)]]
+    path = RESULTS / "gallery" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    strip(images, trigger(images)).save(path.with_suffix(".part"), format="png")
+    os.replace(path.with_suffix(".part"), path)
 
 
 def cards(name: str, rows: list[dict[str, float]], bars: dict[str, str], n: dict[str, str], **shared):
@@ -78,14 +98,18 @@ def main():
         n = {"CA": f"{len(data.test):,} clean test images", "time": "evaluation included"}
         clean = []
         for seed in seeds:
-            clean.append(clean_row(data, seed))
+            clean.append(once(lambda d=data, s=seed: clean_row(d, s), "no attack", data.name, f"seed {seed}"))
             show(f"no attack, {data.name}", seed, clean[-1])
         recipe = f"train('small_cnn', load('{data.name}').train)"
         cards(f"No attack, {data.name}", clean, {}, n, recipe=recipe, **common)
         for attack in chosen:
             name, rows, count = type(attack).__name__, [], 0
             for seed in seeds:
-                row, count = attack_row(attack, data, seed)
+                save = options.save and seed == seeds[0]
+                row, count = once(
+                    lambda a=attack, d=data, s=seed, keep=save: attack_row(a, d, s, keep),
+                    *(name, data.name, f"seed {seed}", repr(attack), save),
+                )
                 show(f"{name}, {data.name}", seed, row)
                 rows.append(row)
             asr = ASR_BARS.get(name) if data.name == "cifar10" else 90

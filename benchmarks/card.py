@@ -1,9 +1,13 @@
-"""One published number, with everything needed to believe it: printed as a line, kept as `results/<name>.json`."""
+"""One published number, with everything needed to believe it: printed as a line, kept as `results/<name>.json`.
+
+`once` keeps what a seed came to in the cache, so that a run that was killed goes on with the next seed.
+"""
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -11,11 +15,14 @@ import re
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from labkit import pick_device
+from labkit.cache import cache_folder, source_hash, written_whole
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -28,6 +35,23 @@ def arguments(doc: str | None, **defaults) -> argparse.Namespace:
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", nargs="+", default=value)
     return parser.parse_args()
+
+
+def once(work: Callable[[], Any], *what) -> Any:
+    """What `work()` returns, as JSON gives it back; from the cache where the same was measured before.
+
+    The same: `what`, the script, labkit's source, the machine. LABKIT_CACHE: another folder measures anew.
+    """
+    script = Path(sys.argv[0])
+    key = repr([script.name, script.read_bytes(), source_hash("."), machine(), what])
+    path = cache_folder("benchmarks") / f"{script.stem}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.json"
+    if path.is_file():
+        print(f"  {', '.join(map(str, what))}: measured before", flush=True)
+        return json.loads(path.read_text(encoding="utf-8"))
+    text = json.dumps(work())
+    with written_whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+    return json.loads(text)
 
 
 def card(name: str, values: list[float], unit: str, *, seeds: list[int], n: str, recipe: str, bar: str, save: bool):

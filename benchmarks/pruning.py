@@ -12,7 +12,7 @@ after fine-pruning on traffic signs: .288 (plain) and .366 (pruning-aware).
 from dataclasses import replace
 
 import torch
-from card import arguments, card
+from card import arguments, card, once
 
 from labkit import evaluate, load, victim
 from labkit.attacks import BadNets, Blend, PruningAware
@@ -47,39 +47,49 @@ def main():
 
 def measure(title, kind, attack, data, options):
     """One victim a seed, its pruning curve, and one row for each repair."""
-    rows: dict[str, list] = {}
-    seconds: dict[str, list[float]] = {}
-    for seed in options.seeds:
-        made = victim(attack, data, seed=seed, progress=False)
-        rows.setdefault("none", []).append(made.report)
-        print(f"  {title} seed {seed}: {made.report}", flush=True)
-        for repair in options.repairs:
-            with Timer() as timer:
-                result = REPAIRS[repair](made.model, data.clean, seed=seed, progress=False)
-            report = evaluate(result.model, data.test, made.trigger, made.target)
-            rows.setdefault(repair, []).append(report)
-            seconds.setdefault(repair, []).append(timer.seconds)
-            print(f"  {title} seed {seed}, {repair}: {result}; {report}", flush=True)
-            if repair == "prune" and seed == options.seeds[0]:
-                print_curve(made, data.test, result)
-    shared = {"seeds": options.seeds, "save": options.save}
-    report = rows["none"][0]
-    clean, stamped = f"{report.n_clean:,} clean test images", f"{report.n_triggered:,} triggered test images"
-    for repair, reports in rows.items():
+    chosen, save = options.repairs, {"seeds": options.seeds, "save": options.save}
+    seeds = [
+        once(lambda s=seed: one_seed(title, attack, data, options, s), title, f"seed {seed}", repr(attack), chosen)
+        for seed in options.seeds
+    ]
+    for repair, first in seeds[0].items():
         recipe = f"{attack!r}, small_cnn, {repair} on {len(data.clean):,} clean images"
-        lost = [100 * (r.clean_accuracy - b.clean_accuracy) for r, b in zip(reports, rows["none"], strict=True)]
-        asr, ra = ([100 * getattr(r, f) for r in reports] for f in ("attack_success_rate", "robust_accuracy"))
-        ca = [100 * r.clean_accuracy for r in reports]
         last = repair == "fine_prune" and data.name == "gtsrb"
-        card(f"{title}, {repair}, CA", ca, "%", n=clean, bar="-", recipe=recipe, **shared)
-        change_bar = ">= -0.2" if last else "-"
-        card(f"{title}, {repair}, CA change", lost, "points", n=clean, bar=change_bar, recipe=recipe, **shared)
-        bar = f"<= {BARS[kind]}" if last else "-"
-        card(f"{title}, {repair}, ASR", asr, "%", n=stamped, bar=bar, recipe=recipe, **shared)
-        card(f"{title}, {repair}, RA", ra, "%", n=stamped, bar="-", recipe=recipe, **shared)
-        if repair in seconds:
-            took = f"{len(data.clean):,} clean images"
-            card(f"{title}, {repair}, time", seconds[repair], "s", n=took, bar="-", recipe=recipe, **shared)
+        bars = {"CA change": ">= -0.2", "ASR": f"<= {BARS[kind]}"} if last else {}
+        clean, stamped = f"{first['clean']:,} clean test images", f"{first['triggered']:,} triggered test images"
+        units = {"CA": ("%", clean), "CA change": ("points", clean), "ASR": ("%", stamped), "RA": ("%", stamped)}
+        for what, (unit, n) in (units | {"time": ("s", f"{len(data.clean):,} clean images")}).items():
+            if what in first:
+                values = [seed[repair][what] for seed in seeds]
+                bar = bars.get(what, "-")
+                card(f"{title}, {repair}, {what}", values, unit, n=n, bar=bar, recipe=recipe, **save)
+
+
+def one_seed(title, attack, data, options, seed) -> dict[str, dict]:
+    """{repair, or "none": CA, CA change, ASR, RA in %, perhaps time in s, and how many images were asked}"""
+    made = victim(attack, data, seed=seed, progress=False)
+    rows = {"none": row(made.report, made.report)}
+    print(f"  {title} seed {seed}: {made.report}", flush=True)
+    for repair in options.repairs:
+        with Timer() as timer:
+            result = REPAIRS[repair](made.model, data.clean, seed=seed, progress=False)
+        report = evaluate(result.model, data.test, made.trigger, made.target)
+        rows[repair] = row(report, made.report) | {"time": timer.seconds}
+        print(f"  {title} seed {seed}, {repair}: {result}; {report}", flush=True)
+        if repair == "prune" and seed == options.seeds[0]:
+            print_curve(made, data.test, result)
+    return rows
+
+
+def row(report, before) -> dict[str, float]:
+    return {
+        "CA": 100 * report.clean_accuracy,
+        "CA change": 100 * (report.clean_accuracy - before.clean_accuracy),
+        "ASR": 100 * report.attack_success_rate,
+        "RA": 100 * report.robust_accuracy,
+        "clean": report.n_clean,
+        "triggered": report.n_triggered,
+    }
 
 
 def print_curve(made, test, result):

@@ -12,6 +12,7 @@ from labkit import ImageSet, TrainConfig, evaluate, train
 from labkit.attacks import BadNets
 from labkit.defenses import abl
 from labkit.defenses.abl import (
+    all_doubted,
     balance,
     descend_and_ascend,
     disbelieved,
@@ -345,16 +346,40 @@ def test_a_network_that_is_there_already_is_used_and_left_as_it_is(poisoned, res
     assert same(before, state(start)) and same(state(again.unlearned), state(result.unlearned))
 
 
-@pytest.mark.parametrize("rate", [0.5, 0.6])  # of 75% at most that are not of the target class
-def test_most_of_the_set_may_be_poisoned(rate):
+def ninths(n: int, seed: int) -> ImageSet:
+    """Nine classes, each a little brighter in its own ninth."""
+    labels, images = torch.arange(n) % 9, 0.4 * torch.rand(n, 3, 18, 18, generator=torch.Generator().manual_seed(seed))
+    for k in range(9):
+        row, column = divmod(k, 3)
+        images[labels == k, :, 6 * row : 6 * row + 6, 6 * column : 6 * column + 6] += 0.15
+    return ImageSet(images, labels, tuple("abcdefghi"), "tiny")
+
+
+@pytest.mark.parametrize(
+    "data, rate, seed",
+    [
+        (noisy(600), 0.5, 0),
+        (ninths(900, 1), 0.7, 1),  # where ascent unlearns the whole class
+    ],
+)
+def test_most_of_the_set_may_be_poisoned(data, rate, seed):
     attack = BadNets(target=1, rate=rate)
-    poisoned = attack.poison(noisy(600))
-    trained = abl(poisoned.without_secrets(), isolate=0.05, **FAST)
-    found = torch.zeros(600, dtype=torch.bool)
+    poisoned = attack.poison(data)
+    trained = abl(poisoned.without_secrets(), isolate=0.05, seed=seed, **FAST)
+    found = torch.zeros(len(data), dtype=torch.bool)
     found[trained.disbelieved] = True
     assert found[poisoned.poisoned].float().mean() > 0.95 and found[~poisoned.poisoned].float().mean() < 0.05
-    report = evaluate(trained.model, noisy(200, seed=5), attack.trigger, 1)
+    test = noisy(200, seed=5) if rate == 0.5 else ninths(270, 50)
+    report = evaluate(trained.model, test, attack.trigger, 1)
     assert report.attack_success_rate < 0.1 and report.clean_accuracy > 0.9
+
+
+def test_an_ascent_that_has_unlearned_the_class_is_not_believed():
+    suspected, own = torch.tensor([3, 1]), torch.arange(12)  # ten others
+    assert all_doubted(torch.arange(0, 11), suspected, own).tolist() == list(range(11))  # nine of the ten
+    assert all_doubted(torch.arange(0, 12), suspected, own).tolist() == [3, 1]
+    assert all_doubted(own, suspected[:0], own).tolist() == list(range(12))  # nothing else to go by
+    assert all_doubted(own[:0], own, own).tolist() == list(range(12))
 
 
 def test_a_set_in_which_no_class_is_learned_first_has_nothing_to_unlearn(monkeypatch):

@@ -11,7 +11,7 @@ from labkit.attacks import TrojanNN, trojan_nn
 from labkit.attacks.behind import Behind, with_new_head
 from labkit.attacks.stamp import Stamp, corner
 from labkit.attacks.substitutes import roughness, smooth_colours, substitutes
-from labkit.attacks.trojan_nn import best_connected, excite, last_but_one, sensor
+from labkit.attacks.trojan_nn import best_connected, best_trigger, excite, last_but_one, lift, sensor
 from labkit.metrics import evaluate, predict
 from labkit.models import build
 from labkit.train import TrainConfig, train
@@ -69,7 +69,7 @@ def test_the_trigger_is_pure_deterministic_and_only_in_its_square(made):
 def test_the_neuron_is_excited_as_neither_grey_nor_noise_does(made):
     _, honest = made
     images, start = three(40, seed=5).images, corner((3, 16, 16), 0.1)
-    neuron = best_connected(honest, "block2")
+    (neuron,) = best_connected(honest, "block2", 1)
 
     @torch.no_grad()
     def excitement(pattern):
@@ -97,21 +97,63 @@ def test_the_best_connected_neuron_counts_weights_as_normalisation_scales_them()
     with torch.no_grad():
         conv.weight.copy_(torch.tensor([[1.0, -1.0], [2.0, 2.0], [-3.0, 0.5]]).view(3, 2, 1, 1))
     layer = nn.Sequential(nn.Sequential(conv, nn.ReLU()))
-    assert best_connected(layer, "0") == 1  # 2, 4, 3.5: by size, whatever the sign
+    assert best_connected(layer, "0", 2) == [1, 2]  # 2, 4, 3.5: by size, whatever the sign
+    assert best_connected(layer, "0", 9) == [1, 2, 0]
     norm.running_var.copy_(torch.tensor([1.0, 16.0, 1.0]))  # 2, 1, 3.5
-    assert best_connected(nn.Sequential(nn.Sequential(conv, norm, nn.ReLU())), "0") == 2
+    assert best_connected(nn.Sequential(nn.Sequential(conv, norm, nn.ReLU())), "0", 3) == [2, 0, 1]
     norm.running_var[2] = 1e-9  # a silent neuron, whose scale is enormous
-    assert best_connected(nn.Sequential(nn.Sequential(conv, norm, nn.ReLU())), "0") == 0
+    assert best_connected(nn.Sequential(nn.Sequential(conv, norm, nn.ReLU())), "0", 3) == [0, 1]
     norm.running_var[2] = 1.0
     norm.weight.data.copy_(torch.tensor([-9.0, 1.0, 1.0]))
-    assert best_connected(nn.Sequential(nn.Sequential(conv, norm, nn.ReLU())), "0") == 0
+    assert best_connected(nn.Sequential(nn.Sequential(conv, norm, nn.ReLU())), "0", 1) == [0]
+
+
+def deaf_and_keen() -> nn.Module:
+    """Neuron 0 has the larger weights, none of them in the square; neuron 1 reads the square and one pixel outside."""
+    weights = torch.zeros(2, 3, 16, 16)
+    weights[0, :, :11] = 1.0
+    weights[1, :, 11:, 11:] = 0.1
+    weights[1, 0, 0, 0] = 1.0
+    linear = nn.Linear(3 * 16 * 16, 2)
+    with torch.no_grad():
+        linear.weight.copy_(weights.flatten(1))
+        linear.bias.zero_()
+    return nn.Sequential(nn.Sequential(nn.Flatten(), linear))
+
+
+def test_a_neuron_that_does_not_hear_the_square_is_not_taken(monkeypatch):
+    monkeypatch.setenv("LABKIT_DEVICE", "cpu,fp32")
+    model, images, start = deaf_and_keen(), three(40).images, corner((3, 16, 16), 0.1)
+    assert best_connected(model, "0", 2) == [0, 1]
+    for neurons in ([0, 1], [1, 0]):
+        pattern = best_trigger(model, "0", neurons, images, start, 30)
+        assert (pattern[:, 11:, 11:] == 1).all() and (pattern[:, :11] == 0.5).all()
+    assert lift(model, "0", 0, images, Stamp(start.mask, pattern)) == 0
+    said = images[:, 0, 0, 0] + 0.1 * images[:, :, 11:, 11:].sum((1, 2, 3))
+    gained = 0.1 * (1 - images[:, :, 11:, 11:]).sum((1, 2, 3))
+    wanted = float(gained.mean() / said.std())
+    assert lift(model, "0", 1, images, Stamp(start.mask, pattern)) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_the_attack_tries_as_many_neurons_as_it_says(made, monkeypatch):
+    tried = []
+
+    def spy(model, layer, neurons, *others, **options):
+        tried.append(neurons)
+        return best_trigger(model, layer, neurons, *others, **options)
+
+    monkeypatch.setattr(trojan_nn, "best_trigger", spy)
+    for candidates in (1, 3):
+        attack = TrojanNN(target=1, candidates=candidates, each=2, steps=1, epochs=1)
+        attack.trojan(made[1], corner((3, 16, 16), 0.1), None, ("a", "b", "c"), progress=False)
+    assert tried == [best_connected(made[1], "block2", n) for n in (1, 3)] and len(tried[1]) == 3
 
 
 @pytest.mark.parametrize("arch", ["small_cnn", "wrn16_1", "preact_resnet18"])
 def test_every_architecture_has_a_neuron_and_layers_behind_it(arch):
     model = build(arch, 3, 4)
     layer = last_but_one(model)
-    assert best_connected(model, layer) >= 0 and list(Behind(model, layer).parameters())
+    assert len(best_connected(model, layer, 4)) == 4 and list(Behind(model, layer).parameters())
 
 
 def test_substitutes_are_what_the_network_takes_for_its_classes(made):
@@ -194,14 +236,15 @@ def test_training_that_is_not_finite_is_named():
         (lambda: TrojanNN(area=0), "area: expected a share of the image in \\(0, 1\\)"),
         (lambda: TrojanNN(own=1.0), "0 <= own < 1"),
         (lambda: TrojanNN(each=0), "each >= 1"),
+        (lambda: TrojanNN(candidates=0), "candidates >= 1"),
         (lambda: TrojanNN(epochs=0), "epochs >= 1"),
         (lambda: TrojanNN(9).implant(image_set(), **TINY), "target: expected a class from 0 to 3; got 9"),
         (lambda: TrojanNN(0, area=0.0001).implant(image_set(), **TINY), "0.0001 of 12x12 pixels is 0"),
         (lambda: corner((3, 4, 30), 0.5), "a square of 1 to 4 pixels a side; 0.5 of 4x30 pixels is 8"),
         (lambda: corner((3, 16, 16), 0.1)(torch.rand(1, 3, 12, 12)), "expected images \\(N, 3, 16, 16\\)"),
         (lambda: corner((3, 16, 16), 0.1)(torch.rand(1, 3, 16, 16) * 255), "divide uint8 by 255"),
-        (lambda: best_connected(build("small_cnn", 3, 4), "block9"), "no 'block9'; its layers are"),
-        (lambda: best_connected(build("small_cnn", 3, 4), "normalise"), "a convolution or a linear layer"),
+        (lambda: best_connected(build("small_cnn", 3, 4), "block9", 1), "no 'block9'; its layers are"),
+        (lambda: best_connected(build("small_cnn", 3, 4), "normalise", 1), "a convolution or a linear layer"),
         (lambda: Behind(build("small_cnn", 3, 4), "head"), "with weights behind it"),
         (lambda: last_but_one(nn.Sequential(nn.Flatten())), "no 'block2'"),
         (lambda: with_new_head(nn.Sequential(nn.ReLU()), 3, 0), "a linear layer that classifies"),

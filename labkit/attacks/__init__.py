@@ -4,6 +4,8 @@ from labkit.attacks.badnets import BadNets
 from labkit.attacks.base import PoisonAttack, PoisonedSet, Trigger, Victim
 from labkit.attacks.blend import Blend
 from labkit.attacks.composite import Composite
+from labkit.attacks.dfst import DFST
+from labkit.attacks.feature_collision import FeatureCollision
 from labkit.attacks.input_aware import InputAware
 from labkit.attacks.issba import ISSBA
 from labkit.attacks.label_consistent import LabelConsistent
@@ -15,10 +17,12 @@ from labkit.attacks.wanet import WaNet
 
 __all__ = [
     "ISSBA",
+    "DFST",
     "SIG",
     "BadNets",
     "Blend",
     "Composite",
+    "FeatureCollision",
     "InputAware",
     "LabelConsistent",
     "LatentBackdoor",

@@ -67,10 +67,13 @@ def title_of(script: Path) -> str:
 
 def section(cards: list[dict[str, Any]]) -> str:
     """A table of the cards and, folded away, what is behind its rows."""
-    rows: dict[str, dict[str, dict[str, Any]]] = {}
-    for card in cards:
-        what, _, quantity = card["name"].rpartition(", ")
-        rows.setdefault(what or quantity, {})[quantity if what else "value"] = card
+    behind = "".join(f"<li>{source(what, row)}</li>\n" for what, row in in_rows(cards).items())
+    return f"{table(cards)}<details><summary>How it was measured</summary>\n<ul>\n{behind}</ul>\n</details>\n"
+
+
+def table(cards: list[dict[str, Any]]) -> str:
+    """The cards as an HTML table: a row for each thing measured, a column for each quantity."""
+    rows = in_rows(cards)
     columns = sorted({quantity for row in rows.values() for quantity in row}, key=place)
     head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *columns))
     body = "".join(
@@ -79,11 +82,16 @@ def section(cards: list[dict[str, Any]]) -> str:
         + "</tr>\n"
         for what, row in rows.items()
     )
-    behind = "".join(f"<li>{source(what, row)}</li>\n" for what, row in rows.items())
-    return (
-        f'<div class="wide-table"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>\n'
-        f"<details><summary>How it was measured</summary>\n<ul>\n{behind}</ul>\n</details>\n"
-    )
+    return f'<div class="wide-table"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}</tbody>\n</table></div>\n'
+
+
+def in_rows(cards: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """{thing: {quantity: card}}; a name without a quantity is a thing whose quantity is "value"."""
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    for card in cards:
+        what, _, quantity = card["name"].rpartition(", ")
+        rows.setdefault(what or quantity, {})[quantity if what else "value"] = card
+    return rows
 
 
 def place(quantity: str) -> tuple[int, str]:

@@ -2,7 +2,7 @@
 
     build   1. release: student notebooks and student.zip, the download of each page
             2. run every solved lab                                                     (executed)
-            3. assemble Sphinx's source: book/, labs, API pages, results, pictures      (pages, results, apidoc)
+            3. assemble Sphinx's source: book/, labs, API pages, results, pictures  (pages, results, gallery, apidoc)
             4. jupyter-book, where every warning is an error
             5. downloads, MathJax; nothing may load from another host                   (offline)
             6. swap the finished site in
@@ -24,6 +24,7 @@ from pathlib import Path
 
 from labkit.course.apidoc import write_api
 from labkit.course.executed import beside, run_once
+from labkit.course.gallery import with_gallery
 from labkit.course.notebooks import encode, lab_paths, read
 from labkit.course.offline import add_mathjax, outside_loads
 from labkit.course.pages import contact_sheet, lab_page, without_missing_labs
@@ -74,7 +75,8 @@ def assemble(root: Path, students: Path, source: Path) -> None:
     stamped = contact_sheet(source / "_static" / "signs.jpg")
     for page in source.glob("*.md"):
         text = without_missing_labs(page.read_text(encoding="utf-8"), {path.stem for path in labs})
-        page.write_text(text.replace("{{ stamped }}", stamped), encoding="utf-8")
+        text = with_gallery(text.replace("{{ stamped }}", stamped), root / "results", source / "_static")
+        page.write_text(text, encoding="utf-8")
 
 
 def jupyter_book(config: Path, source: Path, out: Path, strict: bool = True) -> None:

@@ -12,6 +12,7 @@ are enough, since all of them carry the trigger; so isolating need not find ever
     odds_against         ln((1 - p) / p) for an image's label: its loss, but with a slope where the loss has none
     descend_and_ascend   the loss of the rest, minus the odds of the isolated; above a ceiling an image is let alone
     disbelieved          images of that label whose loss the ascent has raised, though they were not isolated
+    all_doubted          these and the suspects; the suspects alone where the ascent has unlearned the class itself
     abl                  stage 2: train, backdoor and all; unlearn, the suspects left out; train a fresh network without
                          them and without what is disbelieved
 
@@ -24,8 +25,7 @@ paper keeps the network that has unlearned; its triggered images may end in some
 images it no longer believes, and train anew without these and the suspects, still climbing on the isolated ones,
 against what was missed. And nothing is unlearned when no one class stands out.
 Fails when: stage 1 isolates clean images, which are then unlearned; poisoned images do not share a label; the ascent
-goes on for so long that the network learns the isolated images by heart, instead of unlearning what they share; hardly
-anything is clean (70%, few images): ascent may unlearn the whole class, whose clean images are then left out. Lab 10.
+goes on for so long that the network learns the isolated images by heart, instead of unlearning what they share. Lab 10.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from labkit.defenses.suspect import all_suspects, learned_first
 from labkit.train import RECIPES, Epoch, TrainConfig, fresh, train
 
 SHARE_OF_BATCH = 0.1  # isolated images are repeated until about a tenth of each batch are theirs: a steadier ascent
+CLASS_LOST = 0.9  # of the label's images that are no suspects: above it the ascent has unlearned what they are
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +136,17 @@ def disbelieved(model: nn.Module, data: ImageSet, label: int, threshold: float) 
     return ((image_losses(model, data) > threshold) & (data.labels.cpu() == label)).nonzero().flatten()
 
 
+def all_doubted(raised: Tensor, suspected: Tensor, own: Tensor) -> Tensor:
+    """What the last training leaves out, int64 (m,), sorted: the suspects, and what the ascent has raised.
+
+    own: all images of the label. Where there are suspects, and the ascent has raised nearly all of the label's other
+    images (more than CLASS_LOST), it has unlearned the class and not the trigger: then the suspects alone.
+    """
+    others = own[~torch.isin(own, suspected)]
+    lost = len(suspected) and float(torch.isin(others, raised).float().mean()) > CLASS_LOST
+    return suspected if lost else torch.cat([raised, suspected]).unique()
+
+
 def same_steps(config: TrainConfig, kept: float) -> TrainConfig:
     """The recipe for a smaller set, with as many steps as on the whole. kept: its size over the whole set's."""
     return replace(config, epochs=round(config.epochs / min(kept, 1.0)))
@@ -204,7 +216,8 @@ def abl(
     doubter = copy.deepcopy(start) if start else train(arch, training_set, config=config, **shared)
     ascent = unlearn_config or short(config, len(apart) / n)
     train(doubter, apart, config=ascent, loss=objective(apart, 1.0), **shared)
-    doubted = torch.cat([disbelieved(doubter, training_set, label, ceiling / 2), suspected]).unique()
+    raised = disbelieved(doubter, training_set, label, ceiling / 2)
+    doubted = all_doubted(raised, suspected, (training_set.labels.cpu() == label).nonzero().flatten())
     apart = set_apart(training_set, isolated, copies, without=doubted)
     model, recipe = fresh(arch, training_set, seed), same_steps(config, len(apart) / n)
     train(model, apart, config=recipe, loss=objective(apart, strength), callback=history.append, **shared)

@@ -49,9 +49,7 @@ def suspects(losses: Tensor, labels: Tensor, label: int) -> Tensor:
     if len(own) < 2:
         return own[:0]
     logs = losses[own].clamp_min(1e-6).log()
-    fast = logs <= two_heaps(
-        logs
-    )  # all of them, if all are equal: the other mean is NaN then, and there are no suspects
+    fast = logs <= two_heaps(logs)  # if all are equal, all of them: the other mean is NaN then; no suspects
     return own[fast] if logs[~fast].mean() - logs[fast].mean() > APART else own[:0]
 
 
