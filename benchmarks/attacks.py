@@ -9,11 +9,10 @@ that are not of the target class or, for `Composite`, over those of its class A.
 images.
 """
 
-import os
-
 from card import RESULTS, arguments, card, once
 
 from labkit import attacks, evaluate, load, train
+from labkit.cache import written_whole
 from labkit.course.gallery import strip
 from labkit.device import Timer
 from labkit.stealth import psnr, ssim
@@ -75,8 +74,8 @@ def keep_strip(name: str, trigger, data) -> None:
     images = data.test.images[[labels.index(k) for k in range(1, 1 + SHOWN)]]
     path = RESULTS / "gallery" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    strip(images, trigger(images)).save(path.with_suffix(".part"), format="png")
-    os.replace(path.with_suffix(".part"), path)
+    with written_whole(path) as part:
+        strip(images, trigger(images)).save(part, format="png")
 
 
 def cards(name: str, rows: list[dict[str, float]], bars: dict[str, str], n: dict[str, str], **shared):

@@ -78,9 +78,8 @@ def card(name: str, values: list[float], unit: str, *, seeds: list[int], n: str,
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{'_'.join(re.findall(r'[a-z0-9.-]+', name.lower()))}.json"
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    with written_whole(path) as part:
+        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def machine() -> str:

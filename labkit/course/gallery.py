@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from labkit.course.results import read_card, table
+from labkit.course.results import read_card, script_of, table
 from labkit.plots import before_after
 
 ASKED = re.compile(r"\{\{ gallery(?: (\w+))? \}\}")
@@ -57,7 +57,7 @@ def with_gallery(text: str, results: Path, static: Path) -> str:
     for path in sorted(results.glob("*.json")):
         card = read_card(path)
         named = card["name"].split(", ")
-        if "benchmarks/attacks.py" in card["command"] and len(named) == 3:
+        if script_of(card) == "attacks.py" and len(named) == 3:
             cards.setdefault(named[0], {}).setdefault(named[1], []).append(card)
     return ASKED.sub(lambda asked: one(asked[1], cards, results, static) if asked[1] else overview(cards), text)
 

@@ -144,7 +144,7 @@ def all_doubted(raised: Tensor, suspected: Tensor, own: Tensor) -> Tensor:
     """
     others = own[~torch.isin(own, suspected)]
     lost = len(suspected) and float(torch.isin(others, raised).float().mean()) > CLASS_LOST
-    return suspected if lost else torch.cat([raised, suspected]).unique()
+    return (suspected if lost else torch.cat([raised, suspected])).unique()
 
 
 def same_steps(config: TrainConfig, kept: float) -> TrainConfig:
