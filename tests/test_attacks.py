@@ -125,6 +125,14 @@ def test_sig_adds_the_sinusoid_and_clips():
     assert attack.trigger(torch.ones(1, 1, 4, 32)).max() == 1
 
 
+def test_sig_may_be_louder_at_test_than_in_training():
+    data = image_set(60, size=16)
+    faint, loud = SIG(target=1, rate=1.0, delta=0.1), SIG(target=1, rate=1.0, delta=0.1, delta_at_test=0.3)
+    assert torch.equal(loud.poison(data, 0).images, faint.poison(data, 0).images)
+    grey = torch.full((1, 1, 4, 32), 0.5)
+    assert torch.allclose(loud.trigger(grey) - grey, 3 * (faint.trigger(grey) - grey), atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -135,6 +143,7 @@ def test_sig_adds_the_sinusoid_and_clips():
         (lambda: BadNets(0, place="middle"), "place one of"),
         (lambda: Blend(0, alpha=0), "alpha: expected"),
         (lambda: SIG(0, delta=20), "20/255"),
+        (lambda: SIG(0, delta_at_test=40), "20/255"),
         (lambda: BadNets(9).poison(image_set()), "target: expected a class from 0 to 3; got 9"),
         (lambda: BadNets(-1).poison(image_set()), "target: expected"),
         (lambda: BadNets(0, rate=0.9).poison(image_set(40)), "outside target class 0"),
