@@ -1,20 +1,24 @@
-"""Every attack on each data set: CA, ASR, RA, PSNR and SSIM of its trigger, and seconds, beside a clean model's CA.
+"""Every attack on each data set: CA, ASR, RA, PSNR and SSIM of its trigger, what STRIP sees, and seconds.
 
-python benchmarks/attacks.py --data signs cifar10 [--attacks BadNets Blend ...] [--save]
+python benchmarks/attacks.py --data signs cifar10 [--attacks BadNets Blend ...] [--save] [--busy]
 
 Attacks are named as in labkit.attacks, each with its defaults and target 0, but for what SETTINGS says. No victim is
 read from the cache: all are trained here. With --save the same images of `signs` under every trigger are kept too, for
 the gallery of the book, in results/gallery/. LABKIT_DATA: the folder with .npz files. ASR and RA are what the attack
 reports: over the test images that are not of the target class or, for `Composite`, over those of its class A. PSNR and
-SSIM are means over the same images.
+SSIM are means over the same images. STRIP: mean entropies of clean and of triggered inputs, and FAR at FRR 1%. "Label
+kept": for the triggers that are made for each image, the share of images that keep their label under another's.
 """
 
+import torch
 from card import RESULTS, arguments, card, once
 
-from labkit import attacks, evaluate, load, train
+from labkit import attacks, evaluate, load, predict, train
+from labkit.attacks.specific import SpecificTrigger
 from labkit.cache import written_whole
-from labkit.course.gallery import strip
-from labkit.device import Timer
+from labkit.course import gallery
+from labkit.defenses import strip
+from labkit.device import Timer, generator
 from labkit.stealth import psnr, ssim
 
 KNOWN = [
@@ -29,7 +33,9 @@ ASR_BARS = {  # %, on CIFAR-10: the lecture's figures less 1 point, BackdoorBenc
 BELOW_CLEAN, SECONDS = 2, {"signs": 60}  # points of CA; seconds on 2 cores
 SETTINGS = {("SIG", "signs"): {"delta_at_test": 60 / 255}}  # why: `labkit/attacks/sig.py`
 SHOWN = 8  # images in the gallery
-UNITS = {"CA": "%", "ASR": "%", "RA": "%", "PSNR": "dB", "SSIM": "of 1", "time": "s"}
+STRIPPED = 400  # clean and as many triggered inputs for STRIP
+STRIP = {"entropy clean": "bits", "entropy triggered": "bits", "STRIP FAR": "%"}
+UNITS = {"CA": "%", "ASR": "%", "RA": "%", "PSNR": "dB", "SSIM": "of 1", "label kept": "%", **STRIP, "time": "s"}
 
 
 def attack_of(name: str, data: str):
@@ -47,15 +53,15 @@ def clean_row(data, seed: int) -> dict[str, float]:
 
 
 def attack_row(attack, data, seed: int, save: bool) -> tuple[dict[str, float], int]:
-    """CA, ASR, RA in %, PSNR in dB, SSIM, time in s of one victim; and over how many triggered images.
+    """What UNITS lists, of one victim; and over how many triggered images.
 
     save: keep pictures for the gallery, too.
     """
     with Timer() as timer:
         made = attack.implant(data.train, seed=seed, test=data.test, progress=False)
     carriers = attack.carriers(data.test) if hasattr(attack, "carriers") else data.test
-    images = carriers[carriers.labels != attack.target].images
-    triggered = made.trigger(images)
+    strangers = carriers[carriers.labels != attack.target]
+    images, triggered = strangers.images, made.trigger(strangers.images)
     row = {
         "CA": 100 * made.report.clean_accuracy,
         "ASR": 100 * made.report.attack_success_rate,
@@ -63,10 +69,23 @@ def attack_row(attack, data, seed: int, save: bool) -> tuple[dict[str, float], i
         "PSNR": float(psnr(images, triggered).mean()),
         "SSIM": float(ssim(images, triggered).mean()),
         "time": timer.seconds,
-    }
+    } | strip_row(made.model, data, triggered, seed)
+    if isinstance(made.trigger, SpecificTrigger):
+        borrowed = predict(made.model, made.trigger(images, of=images.roll(1, 0))).argmax(1)
+        row["label kept"] = 100 * float((borrowed == strangers.labels).float().mean())
     if save and data.name == "signs":
         keep_strip(type(attack).__name__, made.trigger, data)
     return row, made.report.n_triggered
+
+
+def strip_row(model, data, triggered, seed: int) -> dict[str, float]:
+    """STRIP's mean entropies in bits and its FAR in % at FRR 1%, with 100 overlays."""
+    rng = generator(seed)
+    clean, hot = (x[torch.randperm(len(x), generator=rng)[:STRIPPED]] for x in (data.test.images, triggered))
+    found = strip(model, torch.cat([clean, hot]), data.clean, overlays=100, frr=0.01, seed=seed)
+    scores = found.scores.split([len(clean), len(hot)])
+    far = 100 * float((scores[1] > found.threshold).float().mean())
+    return dict(zip(STRIP, (float(scores[0].mean()), float(scores[1].mean()), far), strict=True))
 
 
 def keep_strip(name: str, trigger, data) -> None:
@@ -76,7 +95,7 @@ def keep_strip(name: str, trigger, data) -> None:
     path = RESULTS / "gallery" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as part:
-        strip(images, trigger(images)).save(part, format="png")
+        gallery.strip(images, trigger(images)).save(part, format="png")
 
 
 def cards(name: str, rows: list[dict[str, float]], bars: dict[str, str], n: dict[str, str], **shared):
@@ -117,9 +136,11 @@ def main():
             bars = {
                 "CA": f">= {sum(row['CA'] for row in clean) / len(clean) - BELOW_CLEAN:.1f}",
                 "ASR": f">= {asr}" if asr else "-",
+                "label kept": ">= 80",
                 "time": f"<= {SECONDS[data.name]}" if data.name in SECONDS else "-",
             }
-            n |= dict.fromkeys(("ASR", "RA", "PSNR", "SSIM"), f"{count:,} triggered test images")
+            n |= dict.fromkeys(("ASR", "RA", "PSNR", "SSIM", "label kept"), f"{count:,} triggered test images")
+            n |= dict.fromkeys(STRIP, f"{STRIPPED} test images of each kind, at most")
             recipe = f"{attack}.implant(load('{data.name}').train), small_cnn"
             cards(f"{name}, {data.name}", rows, bars, n, recipe=recipe, **common)
 

@@ -32,6 +32,7 @@ def arguments(doc: str | None, **defaults) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--save", action="store_true", help="keep the figures as cards in results/")
+    parser.add_argument("--busy", action="store_true", help="other work runs beside: times are neither shown nor kept")
     for name, value in defaults.items():
         parser.add_argument(f"--{name}", nargs="+", default=value)
     return parser.parse_args()
@@ -56,6 +57,8 @@ def once(work: Callable[[], Any], *what) -> Any:
 
 def card(name: str, values: list[float], unit: str, *, seeds: list[int], n: str, recipe: str, bar: str, save: bool):
     """Prints mean, smallest and largest of `values` (one for each seed or run); keeps them if asked to."""
+    if unit == "s" and "--busy" in sys.argv:
+        return
     mean = statistics.fmean(values)
     low, high = min(values), max(values)
     print(f"{name:44} {mean:9.3f} {unit:8} ({low:.3f} to {high:.3f}; {len(values)} runs; {n}; bar {bar})", flush=True)
