@@ -12,7 +12,7 @@ Li et al. 2021; ours is `small_cnn`.
 
 import torch
 import torch.nn.functional as F
-from card import arguments, card, once
+from card import arguments, card, once, percent
 
 from labkit import evaluate, load, train, victim
 from labkit.attacks import BadNets, Blend
@@ -75,13 +75,8 @@ def one_seed(title, attack, data, options, seed) -> dict[str, dict]:
     def note(what, model, **more):
         report = evaluate(model, data.test, attack.trigger, attack.target)
         print(f"  {title} seed {seed}, {what}: {report}", flush=True)
-        rows[what] = {
-            "CA": 100 * report.clean_accuracy,
-            "ASR": 100 * report.attack_success_rate,
-            "RA": 100 * report.robust_accuracy,
-            "clean": f"{report.n_clean:,} images",
-            "triggered": f"{report.n_triggered:,} triggered",
-        } | more
+        counts = {"clean": f"{report.n_clean:,} images", "triggered": f"{report.n_triggered:,} triggered"}
+        rows[what] = percent(report) | counts | more
 
     def isolated(what, losses):
         for share in (0.01, 0.05, 0.1, 0.2):

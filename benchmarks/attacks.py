@@ -11,7 +11,7 @@ kept": for the triggers that are made for each image, the share of images that k
 """
 
 import torch
-from card import RESULTS, arguments, card, once
+from card import RESULTS, arguments, card, once, percent
 
 from labkit import attacks, evaluate, load, predict, train
 from labkit.attacks.specific import SpecificTrigger
@@ -49,7 +49,7 @@ def clean_row(data, seed: int) -> dict[str, float]:
     """CA in % and seconds of a model without a backdoor: what an attack's CA is compared with."""
     with Timer() as timer:
         report = evaluate(train("small_cnn", data.train, seed=seed, progress=False), data.test)
-    return {"CA": 100 * report.clean_accuracy, "time": timer.seconds}
+    return percent(report) | {"time": timer.seconds}
 
 
 def attack_row(attack, data, seed: int, save: bool) -> tuple[dict[str, float], int]:
@@ -62,14 +62,15 @@ def attack_row(attack, data, seed: int, save: bool) -> tuple[dict[str, float], i
     carriers = attack.carriers(data.test) if hasattr(attack, "carriers") else data.test
     strangers = carriers[carriers.labels != attack.target]
     images, triggered = strangers.images, made.trigger(strangers.images)
-    row = {
-        "CA": 100 * made.report.clean_accuracy,
-        "ASR": 100 * made.report.attack_success_rate,
-        "RA": 100 * made.report.robust_accuracy,
-        "PSNR": float(psnr(images, triggered).mean()),
-        "SSIM": float(ssim(images, triggered).mean()),
-        "time": timer.seconds,
-    } | strip_row(made.model, data, triggered, seed)
+    row = (
+        percent(made.report)
+        | {
+            "PSNR": float(psnr(images, triggered).mean()),
+            "SSIM": float(ssim(images, triggered).mean()),
+            "time": timer.seconds,
+        }
+        | strip_row(made.model, data, triggered, seed)
+    )
     if isinstance(made.trigger, SpecificTrigger):
         borrowed = predict(made.model, made.trigger(images, of=images.roll(1, 0))).argmax(1)
         row["label kept"] = 100 * float((borrowed == strangers.labels).float().mean())

@@ -23,6 +23,7 @@ import torch
 
 from labkit import pick_device
 from labkit.cache import cache_folder, source_hash, written_whole
+from labkit.metrics import Report
 
 RESULTS = Path(__file__).parent.parent / "results"
 
@@ -53,6 +54,12 @@ def once(work: Callable[[], Any], *what) -> Any:
     with written_whole(path) as part:
         part.write_text(text, encoding="utf-8")
     return json.loads(text)
+
+
+def percent(report: Report) -> dict[str, float]:
+    """CA, ASR and RA in %; CA alone where nothing was triggered."""
+    shares = {"CA": report.clean_accuracy, "ASR": report.attack_success_rate, "RA": report.robust_accuracy}
+    return {what: 100 * share for what, share in shares.items() if share is not None}
 
 
 def card(name: str, values: list[float], unit: str, *, seeds: list[int], n: str, recipe: str, bar: str, save: bool):

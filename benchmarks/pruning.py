@@ -12,7 +12,7 @@ after fine-pruning on traffic signs: .288 (plain) and .366 (pruning-aware).
 from dataclasses import replace
 
 import torch
-from card import arguments, card, once
+from card import arguments, card, once, percent
 
 from labkit import evaluate, load, victim
 from labkit.attacks import BadNets, Blend, PruningAware
@@ -82,11 +82,12 @@ def one_seed(title, attack, data, options, seed) -> dict[str, dict]:
 
 
 def row(report, before) -> dict[str, float]:
+    found = percent(report)
     return {
-        "CA": 100 * report.clean_accuracy,
-        "CA change": 100 * (report.clean_accuracy - before.clean_accuracy),
-        "ASR": 100 * report.attack_success_rate,
-        "RA": 100 * report.robust_accuracy,
+        "CA": found["CA"],
+        "CA change": found["CA"] - percent(before)["CA"],
+        "ASR": found["ASR"],
+        "RA": found["RA"],
         "clean": report.n_clean,
         "triggered": report.n_triggered,
     }
