@@ -11,8 +11,11 @@ export LABKIT_CACHE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
+# Two at a time, one thread each: tiny networks gain little from a second thread, and half of the rest is waiting.
+PAIRS = -n 2 --dist loadfile
 # Runs are kept: the website and the tests of the labs read them instead of running the notebooks again.
-NBVAL = $(BIN)/python -m pytest -q -p labkit.course.keep_runs --nbval-lax --nbval-current-env --nbval-cell-timeout=120
+NBVAL = $(BIN)/python -m pytest -q $(PAIRS) -p labkit.course.keep_runs --nbval-lax --nbval-current-env \
+	--nbval-cell-timeout=240
 
 # $(call step,NAME,COMMANDS): run the commands, note the seconds for the summary of `make test`
 step = @mkdir -p .cache; echo "== $(1)"; start=$$(date +%s); { $(2); } && \
@@ -45,11 +48,11 @@ lint: $(INSTALLED) ## ruff (code and notebooks) and pyright
 	$(call step,lint,$(BIN)/ruff check . && $(BIN)/ruff format --check . && \
 		$(BIN)/pyright --pythonpath $(BIN)/python)
 
-# Two at a time, one thread each: tiny networks gain nothing from a second thread.
 unit: export OMP_NUM_THREADS = 1
 unit: $(INSTALLED) ## unit tests
-	$(call step,unit,$(BIN)/python -m pytest -q -n 2 --dist loadfile tests -m "not whole")
+	$(call step,unit,$(BIN)/python -m pytest -q $(PAIRS) tests -m "not whole")
 
+notebooks: export OMP_NUM_THREADS = 1
 notebooks: release ## run every solved and every student notebook from top to bottom
 	$(call step,solved,$(NBVAL) labs)
 	$(call step,students,$(NBVAL) dist/student)
