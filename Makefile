@@ -11,7 +11,7 @@ export LABKIT_CACHE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-# Two at a time, one thread each: tiny networks gain little from a second thread, and half of the rest is waiting.
+# Two at a time, one thread each: tiny networks gain little from a second thread, and one computes while the other draws.
 PAIRS = -n 2 --dist loadfile
 # Runs are kept: the website and the tests of the labs read them instead of running the notebooks again.
 NBVAL = $(BIN)/python -m pytest -q $(PAIRS) -p labkit.course.keep_runs --nbval-lax --nbval-current-env \
