@@ -35,7 +35,7 @@ def test_without_cards_the_page_says_so(tmp_path):
 
 def test_a_card_is_a_cell_and_what_is_behind_it_a_line(tmp_path):
     text = page(tmp_path, CARD)
-    assert table(text) == [["", "FAR"], ["STRIP on &lt;a&gt;", "0.004124 share ± 0.001"]]
+    assert table(text) == [["", "FAR (share)"], ["STRIP on &lt;a&gt;", "0.00412 ± 0.001"]]
     line = text[text.index("<li>") :]
     for part in (
         "signs",
@@ -57,16 +57,21 @@ def test_the_quantities_of_one_thing_share_a_row_and_a_missing_one_is_empty(tmp_
         tmp_path, named("A, x, time"), named("A, x, CA", unit="%"), named("B, zeal"), named("B, ASR", spread=None)
     )
     assert table(made) == [
-        ["", "CA", "ASR", "zeal", "time"],
-        ["A, x", "1.5 % (1 to 2)", "", "", "1.5 s (1 to 2)"],
-        ["B", "", "1.5 s", "1.5 s (1 to 2)", ""],
+        ["", "CA (%)", "ASR (s)", "zeal (s)", "time (s)"],
+        ["A, x", "1.5 (1 to 2)", "", "", "1.5 (1 to 2)"],
+        ["B", "", "1.5", "1.5 (1 to 2)", ""],
     ]
+
+
+def test_where_units_differ_each_value_has_its_own(tmp_path):
+    made = page(tmp_path, CARD | {"name": "A, time", "unit": "s"}, CARD | {"name": "B, time", "unit": "ms"})
+    assert table(made) == [["", "time"], ["A", "0.00412 s ± 0.001"], ["B", "0.00412 ms ± 0.001"]]
 
 
 def test_large_numbers_and_equal_ends_are_short(tmp_path):
     many = CARD | {"value": 12073.4, "unit": "images/s", "spread": [11900.0, 12200.0]}
-    assert "<strong>12,073</strong> images/s <small>(11,900 to 12,200)</small>" in page(tmp_path, many)
-    assert table(page(tmp_path, CARD | {"value": 100.0, "unit": "%", "spread": [100.0, 100.0]}))[1][1] == "100 %"
+    assert "<strong>12,073</strong> <small>(11,900 to 12,200)</small>" in page(tmp_path, many)
+    assert table(page(tmp_path, CARD | {"value": 100.0, "unit": "%", "spread": [100.0, 100.0]}))[1][1] == "100"
 
 
 def test_each_script_has_a_section(tmp_path):

@@ -72,13 +72,19 @@ def section(cards: list[dict[str, Any]]) -> str:
 
 
 def table(cards: list[dict[str, Any]]) -> str:
-    """The cards as an HTML table: a row for each thing measured, a column for each quantity."""
+    """The cards as an HTML table: a row for each thing measured, a column for each quantity.
+
+    A unit that a whole column shares stands in its head, in brackets; else beside each value.
+    """
     rows = in_rows(cards)
     columns = sorted({quantity for row in rows.values() for quantity in row}, key=place)
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("", *columns))
+    units = {name: {row[name]["unit"] for row in rows.values() if name in row} for name in columns}
+    shared = {name: units[name].pop() if len(units[name]) == 1 else "" for name in columns}
+    titles = [f"{name} ({shared[name]})" if shared[name] else name for name in columns]
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in ("", *titles))
     body = "".join(
         f"<tr><td>{html.escape(what)}</td>"
-        + "".join(f"<td>{figure(row[name]) if name in row else ''}</td>" for name in columns)
+        + "".join(f"<td>{figure(row[name], not shared[name]) if name in row else ''}</td>" for name in columns)
         + "</tr>\n"
         for what, row in rows.items()
     )
@@ -100,14 +106,14 @@ def place(quantity: str) -> tuple[int, str]:
     return (first.index(quantity) if quantity in first else len(first) + (quantity == "time"), quantity)
 
 
-def figure(card: dict[str, Any]) -> str:
-    """A card's value, unit and spread as HTML: 97.4 % (96.8 to 97.8)."""
+def figure(card: dict[str, Any], unit: bool = True) -> str:
+    """A card's value, unit (if wanted) and spread as HTML: 97.4 % (96.8 to 97.8)."""
     spread = card["spread"]
     if isinstance(spread, list):  # smallest and largest
         around = "" if spread[0] == spread[1] else f"({' to '.join(map(shown, spread))})"
     else:
         around = "" if spread is None else f"± {shown(spread)}"
-    value = f"<strong>{shown(card['value'])}</strong> {html.escape(card['unit'])}".rstrip()
+    value = f"<strong>{shown(card['value'])}</strong> {html.escape(card['unit']) if unit else ''}".rstrip()
     return f"{value} <small>{around}</small>" if around else value
 
 
@@ -124,6 +130,7 @@ def source(what: str, row: dict[str, dict[str, Any]]) -> str:
 
 
 def shown(value: Any) -> str:
+    """A number with three digits; a list as its parts, in a row."""
     if isinstance(value, float):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     return ", ".join(map(shown, value)) if isinstance(value, list) else "" if value is None else str(value)
