@@ -118,10 +118,7 @@ def train(
             )
             for batch in torch.randperm(len(data), generator=rng).tensor_split(steps):
                 batch = batch.to(device)
-                augmented = augment(images[batch], config.shift, config.flip, rng)
-                if config.jpeg:
-                    augmented = some_compressed(augmented, config.jpeg, rng)
-                logits, value = step(model, augmented, labels[batch], optimizer, device, loss)
+                logits, value = step(model, varied(images[batch], config, rng), labels[batch], optimizer, device, loss)
                 schedule.step()
                 total_loss += value.detach() * len(batch)
                 right += (logits.argmax(1) == labels[batch]).sum()
@@ -173,6 +170,12 @@ def one_cycle(warmup: float, steps: int) -> Callable[[int], float]:
     """The learning rate's factor at each step: linearly up to 1 for the warm-up, then linearly down to 0."""
     peak = max(1.0, warmup * steps)
     return lambda i: min((i + 1) / peak, (steps - i) / max(1.0, steps - peak + 1), 1.0)
+
+
+def varied(images: Tensor, config: TrainConfig, rng: torch.Generator) -> Tensor:
+    """A batch (B, C, H, W) as a training step sees it: moved, mirrored and compressed as the config says."""
+    moved = augment(images, config.shift, config.flip, rng)
+    return some_compressed(moved, config.jpeg, rng) if config.jpeg else moved
 
 
 def augment(images: Tensor, shift: int, flip: bool, rng: torch.Generator) -> Tensor:

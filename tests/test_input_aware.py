@@ -187,3 +187,13 @@ def test_the_target_alone_is_enough():
 def test_bad_input_is_named(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_batches_are_varied_as_in_the_recipe_before_anything_is_painted(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        input_aware, "varied", lambda images, recipe, rng: seen.append(recipe) or torch.zeros_like(images)
+    )
+    monkeypatch.setattr(input_aware, "paint", lambda images, m, p: seen.append(float(images.abs().max())) or images)
+    InputAware(target=1, mask_epochs=1).implant(DATA, **SHORT)
+    assert SHORT["config"] in seen and set(seen) == {SHORT["config"], 0.0}

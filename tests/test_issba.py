@@ -8,10 +8,11 @@ import torch
 
 from labkit import victim
 from labkit.attacks import ISSBA, issba, steganography
-from labkit.attacks.steganography import MessageTrigger, budget, image_loss, message_loss, train_networks
+from labkit.attacks.steganography import MessageTrigger, budget, image_loss, message_loss, outlived, train_networks
+from labkit.device import generator
 from labkit.metrics import BATCH, evaluate, predict
 from labkit.stealth import psnr
-from labkit.train import TrainConfig, train
+from labkit.train import TrainConfig, some_compressed, train
 from tests.tiny import image_set, splits
 
 pytestmark = pytest.mark.filterwarnings("ignore:ISSBA. expected the decoder to read")  # after one epoch it can't
@@ -132,6 +133,16 @@ def test_the_message_loss_wants_the_messages_first_and_then_nothing():
     assert float(message_loss(torch.cat([-right, silent]), messages)) == pytest.approx(20, rel=1e-3)
     excess = math.log(1 + math.exp(-2)) / 2 + math.log(1 + math.exp(2)) / 2 - math.log(2)
     assert float(message_loss(torch.cat([right, loud]), messages)) == pytest.approx(excess, rel=1e-3)
+
+
+def test_a_compressed_image_is_what_the_decoder_sees_and_the_gradient_passes_straight_through():
+    images, weights = torch.rand(4, 3, 16, 16, requires_grad=True), torch.rand(4, 3, 16, 16)
+    seen = outlived(images, TrainConfig(shift=0, jpeg=1.0), generator(0))
+    assert torch.allclose(seen, some_compressed(images.detach(), 1.0, generator(0)), atol=1e-6)
+    assert (seen - images).abs().max() > 0.05
+    (seen * weights).sum().backward()
+    assert torch.equal(images.grad, weights)
+    assert torch.equal(outlived(images, TrainConfig(shift=0), generator(0)), images)
 
 
 def test_the_decoder_is_shown_own_other_and_clean_images_moved_as_the_owner_moves_them(monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from labkit import victim
-from labkit.attacks import LatentBackdoor, latent
+from labkit.attacks import LatentBackdoor, latent, latent_features
 from labkit.attacks.behind import Behind, with_new_head
 from labkit.attacks.latent import without
 from labkit.attacks.latent_features import distance, inject, mean_features, optimise
@@ -192,3 +192,11 @@ def test_an_injection_that_is_not_finite_is_named():
     config = TrainConfig(epochs=3, batch_size=32, lr=1e30)
     with pytest.raises(FloatingPointError, match=r"expected a finite loss; got .* Lower lr"):
         inject(model, "block3", data, 1, corner((3, 16, 16), 0.1), 1.0, config, progress=False)
+
+
+def test_an_injection_sees_images_varied_as_in_the_recipe(monkeypatch):
+    recipes, data, config = [], image_set(64, classes=3), TrainConfig(epochs=1, batch_size=32, jpeg=0.5)
+    model = build("small_cnn", 3, 3, 0).eval()
+    monkeypatch.setattr(latent_features, "varied", lambda images, recipe, rng: recipes.append(recipe) or images)
+    inject(model, "block3", data, 1, corner(data.images.shape[1:], 0.05), 1.0, config, progress=False)
+    assert recipes and set(recipes) == {config}

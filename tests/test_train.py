@@ -10,7 +10,7 @@ from torch import nn
 
 from labkit.metrics import evaluate
 from labkit.models import ARCHITECTURES, build, named_layer
-from labkit.train import Epoch, TrainConfig, augment, one_cycle, train
+from labkit.train import Epoch, TrainConfig, augment, one_cycle, some_compressed, train, varied
 from tests.tiny import image_set, linear_model
 
 QUICK = TrainConfig(epochs=2, batch_size=32)
@@ -98,6 +98,15 @@ def test_augmentation_leaves_its_input_alone_and_repeats():
     a, b = (augment(images, 2, True, torch.Generator().manual_seed(7)) for _ in range(2))
     assert torch.equal(a, b) and torch.equal(images, before)
     assert torch.equal(augment(images, 0, False, torch.Generator()), images)
+
+
+def test_a_step_sees_images_that_are_moved_and_then_compressed():
+    images = torch.rand(20, 3, 16, 16)
+    seen = varied(images, TrainConfig(shift=2, flip=True, jpeg=0.5), torch.Generator().manual_seed(7))
+    rng = torch.Generator().manual_seed(7)
+    assert torch.equal(seen, some_compressed(augment(images, 2, True, rng), 0.5, rng))
+    moved = augment(images, 2, False, torch.Generator().manual_seed(7))
+    assert torch.equal(varied(images, TrainConfig(shift=2), torch.Generator().manual_seed(7)), moved)
 
 
 def test_most_shifts_move_or_cut_a_corner_trigger_but_some_leave_it():

@@ -38,7 +38,7 @@ from labkit.data import ImageSet
 from labkit.device import device_of, generator, pick_device
 from labkit.metrics import check_target, evaluate
 from labkit.models import seeded
-from labkit.train import RECIPES, Epoch, TrainConfig, augment, fresh, one_cycle, sgd
+from labkit.train import RECIPES, Epoch, TrainConfig, fresh, one_cycle, sgd, varied
 
 
 class InputAwareTrigger(SpecificTrigger):
@@ -163,7 +163,7 @@ def train_together(
     epoch_steps, start, losses, right = len(plan) // recipe.epochs, time.perf_counter(), 0.0, 0.0
     for number, batch in enumerate(tqdm(plan, "training", unit="batch", disable=not progress, leave=False), 1):
         batch = batch.to(device)
-        mine, wanted = device.layout(augment(images[batch], recipe.shift, recipe.flip, rng)), labels[batch].clone()
+        mine, wanted = device.layout(varied(images[batch], recipe, rng)), labels[batch].clone()
         own, drawn = (round(share * len(batch)) for share in (attack.rate, attack.rate + attack.cross))
         first, others = mine[:drawn], mine.roll(1, 0)[:drawn]
         with device.autocast():

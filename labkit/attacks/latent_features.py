@@ -20,7 +20,7 @@ from labkit.attacks.stamp import Stamp, computed
 from labkit.channels import split
 from labkit.data import ImageSet
 from labkit.device import device_of, generator
-from labkit.train import TrainConfig, augment, one_cycle, sgd
+from labkit.train import TrainConfig, one_cycle, sgd, varied
 
 
 def distance(features: Tensor, wanted: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def inject(
         for epoch in range(config.epochs):
             value = torch.zeros(())
             for chosen in torch.randperm(len(data), generator=rng).tensor_split(steps):
-                clean = augment(images[chosen.to(device)], config.shift, config.flip, rng)
+                clean = varied(images[chosen.to(device)], config, rng)
                 with device.autocast():  # all in one batch, so that both kinds are normalised alike
                     said = front(device.layout(torch.cat([clean, trigger(clean)])))
                     logits = behind(said[: len(clean)]).float()

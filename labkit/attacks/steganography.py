@@ -3,10 +3,10 @@
     MessageTrigger   an encoder: image and bits -> residual; a decoder: image -> bits; and the attacker's own message
     train_networks   both at once: the decoder reads the bits, the residual gets faint, and is of use in no other image
 
-Tancik, Mildenhall and Ng 2020, "StegaStamp: Invisible Hyperlinks in Physical Photographs", Sections 3.1 to 3.4; ISSBA
+Tancik, Mildenhall and Ng 2020, "StegaStamp: Invisible Hyperlinks in Physical Photographs", Section 3; ISSBA
 takes its networks from there. First the message alone counts, then the residual's budget shrinks, since an encoder that
-must be faint from the start finds nothing that the decoder could learn from. The decoder sees images moved and mirrored
-as in the recipe of the victim's owner, so that the residual outlives that.
+must be faint from the start finds nothing that the decoder could learn from. The decoder sees images moved, mirrored
+and compressed as in the recipe of the victim's owner, so that the residual outlives that.
 
 Left to themselves the two agree on one pattern for each bit, the same in all images: on `signs` (seed 0) 85% of the
 residual's energy is in its mean over the images, and the decoder reads over 99% of the bits from the residual of
@@ -30,7 +30,7 @@ from labkit.device import device_of, generator
 from labkit.layers import QuarterMean
 from labkit.metrics import forward
 from labkit.models import conv
-from labkit.train import TrainConfig, augment, one_cycle
+from labkit.train import TrainConfig, augment, one_cycle, some_compressed
 
 LOUDEST = 0.25  # the largest change of a pixel
 BATCH_SIZE = 64  # images of a gradient step; the decoder sees each three times
@@ -96,6 +96,16 @@ def message_loss(logits: Tensor, messages: Tensor) -> Tensor:
     return value + F.binary_cross_entropy_with_logits(silent, torch.full_like(silent, 0.5)) - math.log(2)
 
 
+def outlived(images: Tensor, recipe: TrainConfig, rng: torch.Generator) -> Tensor:
+    """A batch as the owner's training will see it. A JPEG file's rounding has no gradient: it passes as if there were
+    none (straight through), so that the encoder learns from compressed images, too."""
+    moved = augment(images, recipe.shift, recipe.flip, rng)
+    if not recipe.jpeg:
+        return moved
+    plain = moved.detach()
+    return moved + (some_compressed(plain, recipe.jpeg, rng) - plain)
+
+
 def train_networks(
     trigger: MessageTrigger,
     data: ImageSet,
@@ -109,8 +119,8 @@ def train_networks(
 ) -> None:
     """Changes `trigger`: encoder and decoder learn to hide and to read messages, others for every image and step.
 
-    psnr: dB, the faintness that the image loss asks for. epochs over `data`, lr of Adam. recipe: whose shift and flip
-    the decoder shall endure. Raises FloatingPointError for a loss that is no longer finite.
+    psnr: dB, the faintness that the image loss asks for. epochs over `data`, lr of Adam. recipe: whose shift, flip and
+    jpeg the decoder shall endure. Raises FloatingPointError for a loss that is no longer finite.
     """
     device, rng = device_of(trigger), generator(seed)
     images = data.images.to(device)
@@ -123,8 +133,9 @@ def train_networks(
         messages = torch.randint(2, (len(batch), len(trigger.message)), generator=rng).float().to(device)
         with device.autocast():
             residual = trigger.residual(mine, messages)
-            hidden, crossed = ((x + residual).clamp(0, 1) for x in (mine, mine.roll(1, 0)))
-            seen = augment(torch.cat([hidden, crossed, mine]), recipe.shift, recipe.flip, rng)
+        hidden, crossed = ((x + residual).clamp(0, 1) for x in (mine, mine.roll(1, 0)))
+        seen = outlived(torch.cat([hidden, crossed, mine]), recipe, rng)
+        with device.autocast():
             logits = trigger.decoder(device.layout(seen)).float()
         value = message_loss(logits, messages) + image_loss(mine, hidden, budget(number / len(plan), psnr))
         descend(value, [adam], [schedule], "encoder", number)
