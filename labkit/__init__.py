@@ -10,7 +10,7 @@ from labkit.data import ImageSet, Splits, load  # noqa: E402
 from labkit.metrics import Report, evaluate, predict  # noqa: E402
 from labkit.profiles import profile  # noqa: E402
 from labkit.train import TrainConfig, train  # noqa: E402
-from labkit.victims import victim  # noqa: E402
+from labkit.victims import trained_once, victim  # noqa: E402
 
 __all__ = [
     "ImageSet",
@@ -28,6 +28,7 @@ __all__ = [
     "predict",
     "profile",
     "train",
+    "trained_once",
     "victim",
     "widgets",
 ]

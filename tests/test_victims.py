@@ -4,11 +4,12 @@ import json
 import multiprocessing
 import os
 import stat
+from dataclasses import replace
 
 import pytest
 import torch
 
-from labkit import victim, victims
+from labkit import kept, train, trained_once, victim, victims
 from labkit.attacks import BadNets, Blend, PruningAware
 from labkit.train import TrainConfig
 from tests.tiny import splits
@@ -122,7 +123,7 @@ def test_a_killed_run_leaves_nothing_that_a_later_run_trusts(home, monkeypatch):
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(victims.json, "dumps", lambda *a, **k: killed() if k.get("indent") else json_dumps(*a, **k))
+    monkeypatch.setattr(kept.json, "dumps", lambda *a, **k: killed() if k.get("indent") else json_dumps(*a, **k))
     with pytest.raises(KeyboardInterrupt):
         make()
     monkeypatch.undo()
@@ -175,11 +176,52 @@ def test_a_full_disk_costs_a_warning_and_keeps_the_victim(home, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(victims, "save_file", full)
+    monkeypatch.setattr(kept, "save_file", full)
     with pytest.warns(UserWarning, match="not kept for next time: cache: .*No space left on device.*Free some space"):
         made, trained = make()
     assert trained and made.report.n_clean == 60
     assert not list(home.glob("*.json")) and not list(home.glob(".*"))
+
+
+def network(monkeypatch, data=None, **change):
+    """A network from `trained_once`, and whether it was trained now."""
+    calls = []
+    with monkeypatch.context() as patch:
+        patch.setattr(victims, "train", lambda *a, **k: calls.append(a) or train(*a, **k))
+        options = {"seed": 0, "config": QUICK, "progress": False} | change
+        return trained_once("small_cnn", data or splits().train, **options), bool(calls)
+
+
+def test_an_ordinary_network_is_trained_once_and_is_what_train_makes(home, monkeypatch):
+    (first, trained), (second, again) = network(monkeypatch), network(monkeypatch)
+    plain = train("small_cnn", splits().train, seed=0, config=QUICK, progress=False)
+    assert trained and not again and not first.training and not second.training
+    for other in (first, second):
+        assert all(map(torch.equal, plain.state_dict().values(), other.state_dict().values()))
+
+
+def test_any_other_image_label_or_setting_is_another_network(home, monkeypatch):
+    network(monkeypatch)
+    data = splits().train
+    relabelled = replace(data, labels=data.labels.roll(1))
+    brighter = replace(data, images=(data.images + 0.01).clamp(0, 1))
+    for change in ({"seed": 1}, {"config": replace(QUICK, epochs=1)}, {"data": relabelled}, {"data": brighter}):
+        assert network(monkeypatch, **change)[1] and not network(monkeypatch, **change)[1]
+    with monkeypatch.context() as patch:
+        patch.setattr(victims, "source_hash", lambda *files: "an edited loop")
+        assert network(monkeypatch)[1]
+
+
+def test_a_damaged_network_is_trained_anew(home, monkeypatch):
+    network(monkeypatch)
+    damage_weights(home)
+    with pytest.warns(UserWarning, match="is not usable .*; training it anew"):
+        assert network(monkeypatch)[1]
+    assert not network(monkeypatch)[1]
+
+
+def test_the_key_of_a_network_knows_the_code_that_trains():
+    assert victims.sources(["labkit.train"]) == ("data/imageset.py", "jpeg.py", "layers.py", "models.py", "train.py")
 
 
 def test_only_safetensors_and_json_are_written(home):
