@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import PROJECT
 
-from labkit.course.results import place, results_page, script_of, title_of
+from labkit.course.results import NOT_YET, place, results_page, script_of, title_of, with_results
 
 CARD = {
     "name": "STRIP on <a>, FAR", "value": 0.0041239, "unit": "share", "spread": 0.001, "n": "900 images",
@@ -96,3 +96,11 @@ def test_every_card_of_the_project_is_on_its_page():
     cards = [json.loads(path.read_text(encoding="utf-8")) for path in (PROJECT / "results").glob("*.json")]
     shown = table(results_page(PROJECT / "results", PROJECT / "benchmarks"))
     assert sum(bool(cell) for row in shown for cell in row[1:] if row[0]) == len(cards) > 30
+
+
+def test_a_page_gets_one_scripts_table_and_is_otherwise_left_alone(tmp_path):
+    page(tmp_path, CARD, CARD | {"name": "Other, CA", "command": "python benchmarks/latent.py --save"})
+    text = with_results("a {{ results latent.py }} b {{ results none.py }} c {{ stamped }}", tmp_path)
+    assert table(text) == [["", "CA (share)"], ["Other", "0.00412 ± 0.001"]]
+    assert text.startswith("a <div") and text.endswith(f" b {NOT_YET} c {{{{ stamped }}}}")
+    assert with_results("nothing asked", tmp_path / "none") == "nothing asked"

@@ -18,11 +18,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from labkit.course.results import read_card, script_of, table
+from labkit.course.results import NOT_YET, read_card, script_of, table
 from labkit.plots import before_after
 
 ASKED = re.compile(r"\{\{ gallery(?: (\w+))? \}\}")
-NOT_YET = "*Not measured yet.*\n"
 OVERVIEW = "signs"  # the data set of the table of all attacks
 STRONGEST = 0.999  # quantile of the differences that a magnified one still shows without clipping
 DPI = 130

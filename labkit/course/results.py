@@ -5,6 +5,7 @@ One section for each script in benchmarks/, one row for each thing measured, one
     "BadNets on signs, CA", "BadNets on signs, ASR"  ->  row "BadNets on signs", columns "CA" and "ASR"
 
 Below each table: for every row the recipe, how many runs and images, the machine, and the command that measures again.
+Another page of the book asks for one script's table with {{ results latent.py }}.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 CARD = ("name", "value", "unit", "spread", "n", "seeds", "machine", "recipe", "command", "date")
+ASKED = re.compile(r"\{\{ results ([\w.-]+) \}\}")
+NOT_YET = "*Not measured yet.*\n"
 INTRO = (
     "# Results\n\nEvery number that this course publishes outside an executed lab: the mean over several runs, and in "
     "brackets the smallest and the largest. *How it was measured*, below each table, names the recipe, the machine, "
@@ -37,6 +40,19 @@ def results_page(folder: Path, scripts: Path) -> str:
         return INTRO + "No card has been stored yet: the numbers in the labs come from the runs shown there.\n"
     titled = {title_of(scripts / name): cards for name, cards in by_script.items()}
     return INTRO + "\n".join(f"## {title}\n\n{section(titled[title])}" for title in sorted(titled))
+
+
+def with_results(text: str, folder: Path) -> str:
+    """The page with every `{{ results SCRIPT }}` replaced by the table of that script's cards."""
+    if not ASKED.search(text):
+        return text
+    cards = [read_card(path) for path in sorted(folder.glob("*.json"))]
+
+    def filled(asked: re.Match[str]) -> str:
+        found = [card for card in cards if script_of(card) == asked[1]]
+        return table(found) if found else NOT_YET
+
+    return ASKED.sub(filled, text)
 
 
 def read_card(path: Path) -> dict[str, Any]:

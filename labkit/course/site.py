@@ -29,7 +29,7 @@ from labkit.course.notebooks import encode, lab_paths, read
 from labkit.course.offline import add_mathjax, outside_loads
 from labkit.course.pages import contact_sheet, lab_page, without_missing_labs
 from labkit.course.release import release
-from labkit.course.results import results_page
+from labkit.course.results import results_page, with_results
 
 JUPYTER_BOOK = "import sys; from jupyter_book.cli.main import main; sys.exit(main(prog_name='jupyter-book'))"
 STRICT = ("-W", "-n", "--keep-going")
@@ -75,7 +75,8 @@ def assemble(root: Path, students: Path, source: Path) -> None:
     stamped = contact_sheet(source / "_static" / "signs.jpg")
     for page in source.glob("*.md"):
         text = without_missing_labs(page.read_text(encoding="utf-8"), {path.stem for path in labs})
-        text = with_gallery(text.replace("{{ stamped }}", stamped), root / "results", source / "_static")
+        text = with_results(text.replace("{{ stamped }}", stamped), root / "results")
+        text = with_gallery(text, root / "results", source / "_static")
         page.write_text(text, encoding="utf-8")
 
 
