@@ -31,9 +31,13 @@ ASR_BARS = {  # %, on CIFAR-10: the lecture's figures less 1 point, BackdoorBenc
     "FeatureCollision": 87.52, "DFST": 98.76, "LatentBackdoor": 98.13, "Composite": 89.63, "ISSBA": 97.9,
 }  # fmt: skip
 BELOW_CLEAN, SECONDS = 2, {"signs": 60}  # points of CA; seconds on 2 cores
-SETTINGS = {  # why: `labkit/attacks/sig.py`
-    ("SIG", "signs"): {"delta_at_test": 60 / 255},
+SETTINGS = {  # where the defaults miss a bar
+    ("SIG", "signs"): {"delta_at_test": 60 / 255},  # why: `labkit/attacks/sig.py`
     ("SIG", "cifar10"): {"delta_at_test": 40 / 255},
+    ("LabelConsistent", "cifar10"): {"rate": 0.8},  # at 0.5: ASR 98.6, CA 85.1
+    ("TrojanNN", "cifar10"): {"own": 0.1},  # on substitutes alone: ASR 100, CA 81.2 (no attack: 85.7)
+    # Pasted birds on automobiles, as many as the default: ASR 82.7. These are the classes and halves of the paper.
+    ("Composite", "cifar10"): {"target": 2, "pair": (0, 1), "mixer": "half", "rate": 0.2, "same": 0.2},
 }
 SHOWN = 8  # images in the gallery
 STRIPPED = 400  # clean and as many triggered inputs for STRIP
@@ -45,7 +49,7 @@ def attack_of(name: str, data: str):
     """The attack of that class for the set of that name, or a message that lists the attacks there are."""
     if name not in KNOWN:
         raise SystemExit(f"--attacks: expected some of {', '.join(KNOWN)}; got {name!r}.")
-    return getattr(attacks, name)(target=0, **SETTINGS.get((name, data), {}))
+    return getattr(attacks, name)(**{"target": 0} | SETTINGS.get((name, data), {}))
 
 
 def clean_row(data, seed: int) -> dict[str, float]:
