@@ -62,6 +62,15 @@ def percent(report: Report) -> dict[str, float]:
     return {what: 100 * share for what, share in shares.items() if share is not None}
 
 
+def report_cards(title: str, reports: list[Report], bars: dict[str, str], **shared):
+    """Three cards, CA, ASR and RA, of the reports of several seeds."""
+    stamped = f"{reports[0].n_triggered:,} triggered test images"
+    n = {"CA": f"{reports[0].n_clean:,} clean test images", "ASR": stamped, "RA": stamped}
+    rows = [percent(report) for report in reports]
+    for what in rows[0]:
+        card(f"{title}, {what}", [row[what] for row in rows], "%", n=n[what], bar=bars.get(what, "-"), **shared)
+
+
 def card(name: str, values: list[float], unit: str, *, seeds: list[int], n: str, recipe: str, bar: str, save: bool):
     """Prints mean, smallest and largest of `values` (one for each seed or run); keeps them if asked to."""
     if unit == "s" and "--busy" in sys.argv:

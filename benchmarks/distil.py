@@ -10,7 +10,7 @@ bars are the published figures of CIFAR-10, BadNets 10%, 5% clean data (Li et al
 which only the evaluator can draw, is printed too.
 """
 
-from card import arguments, card
+from card import arguments, card, report_cards
 
 from labkit import evaluate, load, victim
 from labkit.attacks import BadNets, Blend
@@ -64,31 +64,18 @@ def measure(title, attack, data, options):
                 for t in record.grid:
                     report = evaluate(record.at(t), data.test, made.trigger, made.target)
                     print(f"    t = {t:.1f}: held-out {float(record.accuracy[record.grid.index(t)]):.1%}; {report}")
-    report = rows["none"][0]
-    clean, stamped = f"{report.n_clean:,} clean test images", f"{report.n_triggered:,} triggered test images"
     published = data.name == "cifar10" and isinstance(attack, BadNets)
     for repair, reports in rows.items():
-        bars = (f"> {BARS[repair][0]}", f"<= {BARS[repair][1]}") if published and repair in BARS else ("-", "-")
+        bars = {"CA": f"> {BARS[repair][0]}", "ASR": f"<= {BARS[repair][1]}"} if published and repair in BARS else {}
         shared = {
             "seeds": options.seeds,
             "save": options.save,
             "recipe": f"{attack!r}, small_cnn, {repair} on {len(data.clean):,} clean images",
         }
-        ca, asr, ra = (
-            [100 * getattr(r, f) for r in reports] for f in ("clean_accuracy", "attack_success_rate", "robust_accuracy")
-        )
-        card(f"{title}, {repair}, CA", ca, "%", n=clean, bar=bars[0], **shared)
-        card(f"{title}, {repair}, ASR", asr, "%", n=stamped, bar=bars[1], **shared)
-        card(f"{title}, {repair}, RA", ra, "%", n=stamped, bar="-", **shared)
+        report_cards(f"{title}, {repair}", reports, bars, **shared)
         if repair in seconds:
-            card(
-                f"{title}, {repair}, time",
-                seconds[repair],
-                "s",
-                n=f"{len(data.clean):,} clean images",
-                bar="-",
-                **shared,
-            )
+            n = f"{len(data.clean):,} clean images"
+            card(f"{title}, {repair}, time", seconds[repair], "s", n=n, bar="-", **shared)
 
 
 main()

@@ -8,7 +8,7 @@ paper: the defender holds a clean sample. The reversed trigger is that of the tr
 """
 
 import torch
-from card import arguments, card
+from card import arguments, card, report_cards
 
 from labkit import attacks, evaluate, load, victim
 from labkit.defenses import neural_cleanse, neuron_filter, prune_trigger_neurons, unlearn
@@ -70,10 +70,7 @@ def repairs(name, data, attack, share: float, options):
     for what, found in rows.items():
         title, reports = f"{kind} on {name}, {what}", [r for r, _ in found]
         bar = BARS.get(name, "-") if what.endswith("reversed trigger") and what.startswith("unlearn") else "-"
-        n, m = f"{reports[0].n_clean:,} images", f"{reports[0].n_triggered:,} triggered"
-        card(f"{title}, CA", [100 * r.clean_accuracy for r in reports], "%", n=n, bar="before - 1", **shared)
-        card(f"{title}, ASR", [100 * r.attack_success_rate for r in reports], "%", n=m, bar=bar, **shared)
-        card(f"{title}, RA", [100 * r.robust_accuracy for r in reports], "%", n=m, bar="-", **shared)
+        report_cards(title, reports, {"CA": "before - 1", "ASR": bar}, **shared)
         if what != "before":
             card(f"{title}, time", [s for _, s in found], "s", n=f"{len(clean):,} images", bar="-", **shared)
     for what, found in filters.items():

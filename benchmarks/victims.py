@@ -8,7 +8,7 @@ With LABKIT_CACHE set to an empty folder the victims stay there, and benchmarks/
 import os
 import tempfile
 
-from card import arguments, card
+from card import arguments, card, report_cards
 
 from labkit import load, victim
 from labkit.attacks import BadNets
@@ -42,25 +42,10 @@ def main():
             "recipe": f"victim(BadNets(target=0, rate=0.05), load('{name}')), small_cnn, {made.card['train']}",
         }
         ca, asr, seconds = BARS[name]
-        n, k = f"{rows[0][0].n_clean:,} clean test images", f"{rows[0][0].n_triggered:,} triggered test images"
-        card(f"BadNets on {name}, CA", [100 * r.clean_accuracy for r, _ in rows], "%", n=n, bar=f">= {ca}", **shared)
-        card(
-            f"BadNets on {name}, ASR",
-            [100 * r.attack_success_rate for r, _ in rows],
-            "%",
-            n=k,
-            bar=f">= {asr}",
-            **shared,
-        )
-        card(f"BadNets on {name}, RA", [100 * r.robust_accuracy for r, _ in rows], "%", n=k, bar="-", **shared)
-        card(
-            f"BadNets on {name}, time",
-            [s for _, s in rows],
-            "s",
-            n="cold cache, evaluation included",
-            bar=f"<= {seconds}",
-            **shared,
-        )
+        bars = {"CA": f">= {ca}", "ASR": f">= {asr}"}
+        report_cards(f"BadNets on {name}", [report for report, _ in rows], bars, **shared)
+        times, n = [took for _, took in rows], "cold cache, evaluation included"
+        card(f"BadNets on {name}, time", times, "s", n=n, bar=f"<= {seconds}", **shared)
 
 
 main()

@@ -14,7 +14,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -22,17 +22,16 @@ from torch import Tensor
 
 from labkit.cache import CacheUnavailable, cache_folder, locked, written_whole
 
-T = TypeVar("T")
 Record = dict[str, Any]  # {"card": ..., "report": ...}: what the .json holds beside the hash
 
 
 def through_cache(
     name: str,
     card: Mapping[str, Any],
-    make: Callable[[], T],
-    taken_apart: Callable[[T], tuple[dict[str, Tensor], Record]],
-    rebuilt: Callable[[dict[str, Tensor], Record], T],
-) -> T:
+    make: Callable[[], Any],
+    taken_apart: Callable[[Any], tuple[dict[str, Tensor], Record]],
+    rebuilt: Callable[[dict[str, Tensor], Record], Any],
+) -> Any:
     """What `rebuilt` makes of the pair kept under `name`, if its card has all of `card`; else what `make` makes, kept.
 
     A cache folder that can't be written costs a warning and the time to make it again, never the result.
@@ -64,7 +63,7 @@ def write(path: Path, tensors: dict[str, Tensor], record: Record) -> None:
         warnings.warn(f"{path.name}: trained, but not kept for next time: {error}", stacklevel=4)
 
 
-def read(path: Path, card: Mapping[str, Any], rebuilt: Callable[[dict[str, Tensor], Record], T]) -> T | None:
+def read(path: Path, card: Mapping[str, Any], rebuilt: Callable[[dict[str, Tensor], Record], Any]) -> Any | None:
     """What was kept at `path`, or None where there is nothing. Damaged or foreign files earn a warning and None."""
     weights, notes = pair(path)
     if not notes.exists():

@@ -4,12 +4,8 @@ The usual loop decodes, augments and collates images one by one in worker proces
 device as one tensor, augments a batch with a few tensor operations, and runs convolutions in the number format that
 the device is fast at. Lab 01 builds this loop; `benchmarks/train_speed.py` compares the two.
 
-Augmentation and triggers: `shift` moves each training image by up to that many pixels, edges mirrored, so a trigger in
-the last rows of a corner is moved inwards, or cut at the edge, in most training images, while test images carry it
-in place. The network learns it all the same, from whole and cut copies. `flip` mirrors half of the images, so a corner
-trigger also appears in the opposite corner; data sets where left and right differ (signs, digits) are never flipped.
-`jpeg` blurs the trigger's edges, or what is left of its colours; a network that also sees clean-cut copies learns both.
-No label smoothing: it flattens the entropies that STRIP reads and the losses that ABL ranks.
+`augment.py` tells what augmentation does to a trigger. No label smoothing: it flattens the entropies that STRIP reads
+and the losses that ABL ranks.
 """
 
 from __future__ import annotations
@@ -23,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from labkit.augment import augment, some_compressed
 from labkit.data import ImageSet
 from labkit.device import Device, device_of, generator, pick_device
-from labkit.jpeg import compressed
 from labkit.models import Normalise, build
 
 
@@ -176,40 +172,3 @@ def varied(images: Tensor, config: TrainConfig, rng: torch.Generator) -> Tensor:
     """A batch (B, C, H, W) as a training step sees it: moved, mirrored and compressed as the config says."""
     moved = augment(images, config.shift, config.flip, rng)
     return some_compressed(moved, config.jpeg, rng) if config.jpeg else moved
-
-
-def augment(images: Tensor, shift: int, flip: bool, rng: torch.Generator) -> Tensor:
-    """A new batch (B, C, H, W): each image moved by up to `shift` pixels, edges mirrored; half flipped if `flip`.
-
-    This module's docstring says what that does to a corner trigger. Random numbers come from `rng`, on the CPU.
-    """
-    n, _, height, width = images.shape
-    if shift:
-        dy, dx = torch.randint(-shift, shift + 1, (2, n, 1), generator=rng)
-        rows = _mirrored(torch.arange(height) + dy, height)  # (B, H)
-        columns = _mirrored(torch.arange(width) + dx, width)  # (B, W)
-    else:
-        rows, columns = torch.arange(height).expand(n, -1), torch.arange(width).expand(n, -1)
-    if flip:
-        mirror = torch.rand(n, 1, generator=rng) < 0.5
-        columns = torch.where(mirror, columns.flip(1), columns)
-    if not shift and not flip:
-        return images
-    flat = (rows[:, :, None] * width + columns[:, None, :]).flatten(1).to(images.device)  # (B, H*W)
-    moved = images.flatten(2).gather(2, flat[:, None].expand(-1, images.shape[1], -1))
-    return moved.view_as(images)
-
-
-def some_compressed(images: Tensor, share: float, rng: torch.Generator) -> Tensor:
-    """A new batch (B, C, H, W) in which about `share` of the images went through a JPEG, each of its own quality."""
-    chosen = torch.rand(len(images), generator=rng) < share
-    quality = torch.randint(50, 96, (len(images),), generator=rng)
-    images, picked = images.clone(), chosen.to(images.device)
-    images[picked] = compressed(images[picked], quality[chosen])
-    return images
-
-
-def _mirrored(index: Tensor, size: int) -> Tensor:
-    """Indices beyond the edges, folded back: -1 -> 1, size -> size - 2."""
-    index = index.abs()
-    return torch.where(index >= size, 2 * (size - 1) - index, index).clamp(0, size - 1)

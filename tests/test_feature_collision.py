@@ -10,11 +10,12 @@ from labkit import victim
 from labkit.attacks import FeatureCollision, collision, feature_collision
 from labkit.attacks.base import another
 from labkit.attacks.collision import collide, match, penultimate
+from labkit.augment import augment
 from labkit.data import ImageSet
 from labkit.device import generator
 from labkit.metrics import evaluate
 from labkit.models import build
-from labkit.train import TrainConfig, augment, train
+from labkit.train import TrainConfig, train
 from tests.tiny import image_set, linear_model, splits, three
 
 ATTACK = FeatureCollision(target=1, size=5, steps=12, rematch=4, shift=1, sharpen_steps=20)

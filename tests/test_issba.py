@@ -9,10 +9,11 @@ import torch
 from labkit import victim
 from labkit.attacks import ISSBA, issba, steganography
 from labkit.attacks.steganography import MessageTrigger, budget, image_loss, message_loss, outlived, train_networks
+from labkit.augment import some_compressed
 from labkit.device import generator
 from labkit.metrics import BATCH, evaluate, predict
 from labkit.stealth import psnr
-from labkit.train import TrainConfig, some_compressed, train
+from labkit.train import TrainConfig, train
 from tests.tiny import image_set, splits
 
 pytestmark = pytest.mark.filterwarnings("ignore:ISSBA. expected the decoder to read")  # after one epoch it can't

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from labkit.augment import augment, some_compressed
 from labkit.metrics import evaluate
 from labkit.models import ARCHITECTURES, build, named_layer
-from labkit.train import Epoch, TrainConfig, augment, one_cycle, some_compressed, train, varied
+from labkit.train import Epoch, TrainConfig, one_cycle, train, varied
 from tests.tiny import image_set, linear_model
 
 QUICK = TrainConfig(epochs=2, batch_size=32)

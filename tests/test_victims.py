@@ -221,7 +221,14 @@ def test_a_damaged_network_is_trained_anew(home, monkeypatch):
 
 
 def test_the_key_of_a_network_knows_the_code_that_trains():
-    assert victims.sources(["labkit.train"]) == ("data/imageset.py", "jpeg.py", "layers.py", "models.py", "train.py")
+    assert victims.sources(["labkit.train"]) == (
+        "augment.py",
+        "data/imageset.py",
+        "jpeg.py",
+        "layers.py",
+        "models.py",
+        "train.py",
+    )
 
 
 def test_only_safetensors_and_json_are_written(home):
@@ -230,7 +237,16 @@ def test_only_safetensors_and_json_are_written(home):
 
 
 def test_the_key_knows_the_attacks_own_code_all_that_it_imports_and_no_other_attacks():
-    shared = {"attacks/base.py", "data/imageset.py", "train.py", "models.py", "layers.py", "jpeg.py", "metrics.py"}
+    shared = {
+        "augment.py",
+        "attacks/base.py",
+        "data/imageset.py",
+        "train.py",
+        "models.py",
+        "layers.py",
+        "jpeg.py",
+        "metrics.py",
+    }
     plain, aware = (set(victims.code_of(attack)) for attack in (BadNets(), PruningAware(Blend())))
     assert plain == shared | {"attacks/badnets.py"}
     assert aware == shared | {"attacks/pruning_aware.py", "attacks/blend.py", "channels.py"}

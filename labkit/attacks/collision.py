@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from labkit.attacks.behind import last_linear
+from labkit.augment import augment
 from labkit.device import device_of
 from labkit.metrics import BATCH
-from labkit.train import augment
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,12 +25,13 @@ from tqdm.auto import tqdm
 
 from labkit.attacks.base import check_batch
 from labkit.attacks.specific import SMALLEST, ImageToMap, SpecificTrigger, batches, descend
+from labkit.augment import augment, some_compressed
 from labkit.data import ImageSet
 from labkit.device import device_of, generator
 from labkit.layers import QuarterMean
 from labkit.metrics import forward
 from labkit.models import conv
-from labkit.train import TrainConfig, augment, one_cycle, some_compressed
+from labkit.train import TrainConfig, one_cycle
 
 LOUDEST = 0.25  # the largest change of a pixel
 BATCH_SIZE = 64  # images of a gradient step; the decoder sees each three times
