@@ -31,7 +31,7 @@ ASR_BARS = {  # %, on CIFAR-10: the lecture's figures less 1 point, BackdoorBenc
     "FeatureCollision": 87.52, "DFST": 98.76, "LatentBackdoor": 98.13, "Composite": 89.63, "ISSBA": 97.9,
 }  # fmt: skip
 BELOW_CLEAN, SECONDS = 2, {"signs": 60}  # points of CA; seconds on 2 cores
-SETTINGS = {  # where the defaults miss a bar
+SETTINGS = {  # where the defaults miss a bar; figures: seed 0, test set
     ("SIG", "signs"): {"delta_at_test": 60 / 255},  # why: `labkit/attacks/sig.py`
     ("SIG", "cifar10"): {"delta_at_test": 40 / 255},
     ("LabelConsistent", "cifar10"): {"rate": 0.8},  # at 0.5: ASR 98.6, CA 85.1
