@@ -116,11 +116,14 @@ def test_a_failing_cell_is_named(source, reason):
 
 def test_a_run_is_kept_until_the_notebook_the_code_or_a_setting_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("LABKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("LABKIT_PROFILE", raising=False)
     ran = []
     monkeypatch.setattr(executed, "run", lambda solved, where, timeout: ran.append(where) or solved)
     first, second = ({"cells": [], "metadata": {"x": x}, "nbformat": 4, "nbformat_minor": 5} for x in (1, 2))
     assert executed.run_once(first, "a") == executed.run_once(first, "b") == first and ran == ["a"]
     executed.run_once(second, "c")
+    monkeypatch.setenv("LABKIT_PROFILE", "quick")  # what it is without the variable
+    executed.run_once(first, "the same")
     monkeypatch.setenv("LABKIT_PROFILE", "full")
     executed.run_once(first, "d")
     monkeypatch.setattr(executed, "source_hash", lambda *entries: "edited")

@@ -26,6 +26,7 @@ import nbformat
 
 from labkit.cache import CacheUnavailable, cache_folder, locked, source_hash, written_whole
 from labkit.course.notebooks import encode
+from labkit.profiles import profile
 
 SECONDS_PER_CELL = 300
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -108,7 +109,10 @@ def keep(solved: dict[str, Any], outputs: list[list[dict[str, Any]]]) -> None:
 
 def kept_at(solved: dict[str, Any]) -> Path:
     """Where a run of this notebook is kept, with today's code, versions and settings."""
-    settings = sorted((k, v) for k, v in os.environ.items() if k.startswith("LABKIT_") and k != "LABKIT_CACHE")
+    others = {k: v for k, v in os.environ.items() if k.startswith("LABKIT_")}
+    others.pop("LABKIT_CACHE", None)
+    others["LABKIT_PROFILE"] = profile().name  # `quick` whether that is said or not
+    settings = sorted(others.items())
     versions = [sys.version, *(version(name) for name in ("torch", "numpy", "matplotlib", "ipywidgets"))]
     key = hashlib.sha256(encode(solved) + repr([source_hash("."), versions, settings]).encode()).hexdigest()[:24]
     return cache_folder("runs") / f"{key}.ipynb"
