@@ -2,6 +2,7 @@
 
 import json
 from collections import OrderedDict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -182,7 +183,7 @@ def rounds_of(monkeypatch, attack, found, shares):
     trained, found, shares = [], iter(found), iter(shares)
     monkeypatch.setattr(dfst, "compromised", lambda *a, **k: torch.arange(next(found)))
     monkeypatch.setattr(dfst, "fires", lambda *a, **k: next(shares))
-    monkeypatch.setattr(dfst, "train_injector", lambda *a, **k: lambda images: 1 - images)
+    monkeypatch.setattr(dfst, "train_injector", lambda *a, near, **k: lambda images: 1 - images / near)
     monkeypatch.setattr(
         dfst, "train", lambda model, data, **k: trained.append(data) or train("small_cnn", DATA[:64], **SHORT)
     )
@@ -202,6 +203,17 @@ def test_each_round_adds_the_injectors_images_under_their_true_labels(monkeypatc
         {"compromised": 3, "fires": 0.8, "fires_after": 0.1},
         {"compromised": 2, "fires": 0.7},
     ]
+
+
+def test_as_many_detoxicants_as_asked_for_by_an_injector_held_as_near(monkeypatch):
+    attack = DFST(target=1, rate=0.2, style_steps=1, rounds=2, detoxicants=0.05, near=4)
+    _, trained = rounds_of(monkeypatch, attack, [5, 3, 2], [0.9, 0.2, 0.8, 0.1, 0.7])
+    assert [len(data) for data in trained] == [384, 400, 416]
+    chosen, _ = attack.choose(DATA)
+    assert torch.equal(trained[1].images[-16:], 1 - chosen.images[:16] / 4)
+    assert torch.equal(trained[1].labels[-16:], chosen.labels[:16])
+    _, trained = rounds_of(monkeypatch, replace(attack, detoxicants=1e-6, rounds=1), [5, 3], [0.9, 0.2, 0.8])
+    assert [len(data) for data in trained] == [384, 385]  # one at least
 
 
 def test_it_ends_where_no_neuron_is_compromised_or_the_injector_fails(monkeypatch):
@@ -298,6 +310,9 @@ def test_the_target_alone_is_enough():
         (lambda: DFST(above=0), "above > 0"),
         (lambda: DFST(rise=-1), "rise >= 0"),
         (lambda: DFST(enough=1), "0 <= enough < 1"),
+        (lambda: DFST(near=-1), "near >= 0"),
+        (lambda: DFST(detoxicants=0), r"detoxicants in \(0, rate\], here \(0, 0.1\]"),
+        (lambda: DFST(detoxicants=0.2), "made of the images that get the style; got 1.0 and 0.2"),
         (lambda: DFST(epochs=0), "epochs >= 1"),
         (lambda: DFST(lr=0), "lr > 0"),
         (lambda: DFST(style=torch.rand(2, 3, 16, 16) * 255), "style: expected values in"),
