@@ -73,7 +73,7 @@ def layer_outputs(model: nn.Module, images: Tensor, layer: str) -> Iterator[Tens
 def activity(model: nn.Module, images: Tensor, layer: str) -> Tensor:
     """Mean output of each channel over all images and positions, float32 (C,) on the CPU."""
     sums = [
-        output.float().flatten(2).mean(2).sum(0) for output in map(_with_positions, layer_outputs(model, images, layer))
+        output.float().flatten(2).mean(2).sum(0) for output in map(with_positions, layer_outputs(model, images, layer))
     ]
     return (torch.stack(sums).sum(0) / len(images)).cpu()
 
@@ -81,7 +81,7 @@ def activity(model: nn.Module, images: Tensor, layer: str) -> Tensor:
 def peaks(model: nn.Module, images: Tensor, layer: str) -> Tensor:
     """Largest output of each channel over all images and positions, float32 (C,) on the CPU."""
     tops = [
-        output.float().flatten(2).amax((0, 2)) for output in map(_with_positions, layer_outputs(model, images, layer))
+        output.float().flatten(2).amax((0, 2)) for output in map(with_positions, layer_outputs(model, images, layer))
     ]
     return torch.stack(tops).amax(0).cpu()
 
@@ -140,5 +140,6 @@ def _unwrapped(module: nn.Module) -> list[nn.Module]:
     return [part for inner in inside for part in _unwrapped(inner)]
 
 
-def _with_positions(output: Tensor) -> Tensor:
-    return output if output.ndim > 2 else output[:, :, None]  # (B, C) -> (B, C, 1)
+def with_positions(output: Tensor) -> Tensor:
+    """A layer's output (B, C, ...), with at least one position: that of a linear layer becomes (B, C, 1)."""
+    return output if output.ndim > 2 else output[:, :, None]

@@ -84,6 +84,13 @@ def test_the_perturbation_stays_in_the_box_raises_the_loss_and_leaves_the_model_
     assert all(p.requires_grad for p in surrogate.parameters())
 
 
+def test_a_surrogate_that_is_not_finite_is_named_and_not_taken_for_one_without_slope(surrogate):
+    broken = copy.deepcopy(surrogate)
+    next(broken.parameters()).data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="expected finite gradients of the surrogate"):
+        ATTACK.poison(image_set(60), surrogate=broken)
+
+
 def test_poisoning_takes_the_promised_share_of_the_class_and_touches_nothing_else(surrogate):
     data = image_set(200, size=16)
     images, labels = data.images.clone(), data.labels.clone()

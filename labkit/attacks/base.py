@@ -68,22 +68,29 @@ class PoisonAttack(ABC):
     def trigger(self, images: Tensor) -> Tensor:
         """New images (N, C, H, W) with the trigger; same shape, dtype and range. Pure and deterministic."""
 
-    def poison(self, data: ImageSet, seed: int = 0) -> PoisonedSet:
-        """A copy of `data` with `rate` of its images triggered, chosen from `seed` without replacement.
-
-        Raises ValueError for a target outside the classes, and for a rate that asks for more images than there are.
-        """
+    def choose(self, data: ImageSet, seed: int = 0) -> Tensor:
+        """Indices, int64 on the CPU, of the images that `poison` takes from `seed`; raises ValueError as it does."""
         check_target(self.target, len(data.classes))
         labels = data.labels.cpu()
         candidates = (labels == self.target if self.clean_label else labels != self.target).nonzero().flatten()
+        where = f"{'of' if self.clean_label else 'outside'} target class {self.target}"
+        if not len(candidates):
+            raise ValueError(f"poisoning: expected images {where}; got none. Choose another target, or add some.")
         whole = len(candidates) if self.clean_label else len(data)
         count = round(self.rate * whole)
         if not 1 <= count <= len(candidates):
             raise ValueError(
                 f"rate: {self.rate:g} of {whole} images is {count}; expected 1 to {len(candidates)}, the images "
-                f"{'of' if self.clean_label else 'outside'} target class {self.target}. Change the rate."
+                f"{where}. Change the rate."
             )
-        chosen = candidates[torch.randperm(len(candidates), generator=generator(seed))[:count]]
+        return candidates[torch.randperm(len(candidates), generator=generator(seed))[:count]]
+
+    def poison(self, data: ImageSet, seed: int = 0) -> PoisonedSet:
+        """A copy of `data` with `rate` of its images triggered, chosen from `seed` without replacement.
+
+        Raises ValueError for a target outside the classes, and for a rate that asks for more images than there are.
+        """
+        chosen, labels = self.choose(data, seed), data.labels.cpu()
         images, new_labels = data.images.clone(), data.labels.clone()
         images[chosen.to(images.device)] = self.trigger(data.images[chosen.to(images.device)])
         if not self.clean_label:
@@ -151,6 +158,15 @@ def check_rate(rate: float) -> float:
     if not 0 < rate <= 1:
         raise ValueError(f"rate: expected a share in (0, 1]; got {rate!r}. For 5% write 0.05.")
     return rate
+
+
+def check_batch_share(rate: float, batch: int) -> None:
+    """A ValueError if `rate` of a batch of so many images, rounded, is none: then nothing would be attacked."""
+    if round(rate * batch) < 1:
+        raise ValueError(
+            f"rate: {rate:g} of a batch of {batch} images is {rate * batch:.2g}; expected at least 1 in each batch, "
+            f"rounded. Raise the rate to {1 / batch:.2g}, or the recipe's batch_size."
+        )
 
 
 def check_opacity(alpha: float) -> float:

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from labkit.attacks.base import PoisonedSet, Victim, card_of, check_rate
+from labkit.attacks.base import PoisonedSet, Victim, card_of, check_batch, check_rate
 from labkit.attacks.mixer import MIXERS, Mixer, mix
 from labkit.data import ImageSet
 from labkit.device import generator
@@ -91,10 +91,10 @@ class Composite:
         """The trigger, with its donors: the first images of class B in `data`, at most half of them."""
         _, second = self.classes(len(data.classes))
         theirs = data.images[data.labels == second]
-        if len(theirs) < 2 or min(theirs.shape[2:]) < 4:
+        check_batch(data.images[:1], 4, 4)
+        if len(theirs) < 2:
             raise ValueError(
-                f"Composite: expected at least 2 images of class B = {second}, of 4x4 pixels or more; got "
-                f"{len(theirs)} of {theirs.shape[2]}x{theirs.shape[3]}. Choose another pair."
+                f"Composite: expected at least 2 images of class B = {second}; got {len(theirs)}. Choose another pair."
             )
         return Mixer(theirs[: min(self.donors, len(theirs) // 2)].clone(), self.mixer)
 
@@ -149,6 +149,11 @@ class Composite:
         """Poison `data`, let the owner train on it, and return the Victim; with `test`, its CA is over all of it, its
         ASR and RA over mixes of class A's images with donors of class B. options (callback, progress) go to `train`."""
         trigger = self.build_trigger(data)
+        if test and not len(self.carriers(test)):
+            raise ValueError(
+                f"Composite: expected test images of class A = {self.classes(len(test.classes))[0]}, which carry the "
+                "trigger; got none. Add some, or choose another pair."
+            )
         model = train(arch, self.poison(data, seed).without_secrets(), config=config, seed=seed, **options)
         report = self.report(model, test, trigger) if test else None
         return Victim(model, trigger, self.target, report, card_of(self, data, arch, seed, config))

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from labkit.attacks.specific import descend
 from labkit.attacks.style import Styler
-from labkit.channels import layer_outputs, peaks, split
+from labkit.channels import layer_outputs, peaks, split, with_positions
 from labkit.device import device_of, generator
 from labkit.metrics import predict, share
 from labkit.models import seeded
@@ -47,7 +47,8 @@ def compromised(
 
 def mean_peaks(model: nn.Module, images: Tensor, layer: str) -> Tensor:
     """Each channel's largest output in an image, the mean over the images: float32 (C,) on the CPU."""
-    tops = [output.float().flatten(2).amax(2) for output in layer_outputs(model, images, layer)]
+    outputs = map(with_positions, layer_outputs(model, images, layer))
+    tops = [output.float().flatten(2).amax(2) for output in outputs]
     return torch.cat(tops).mean(0).cpu()
 
 

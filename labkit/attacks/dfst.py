@@ -80,7 +80,8 @@ class DFST:
         check_rate(self.rate)
         if self.style is not None:
             object.__setattr__(self, "style", Style.of(self.style))
-        if self.style_steps < 1 or self.rounds < 0 or not self.above > 0 or self.rise < 0 or not 0 <= self.enough < 1:
+        counted = self.style_steps >= 1 and self.rounds >= 0
+        if not (counted and self.above > 0 and self.rise >= 0 and 0 <= self.enough < 1):
             raise ValueError(
                 "DFST: expected style_steps >= 1, rounds >= 0, above > 0, rise >= 0, 0 <= enough < 1; got "
                 f"{self.style_steps}, {self.rounds}, {self.above:g}, {self.rise:g}, {self.enough:g}."

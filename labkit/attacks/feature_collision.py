@@ -40,8 +40,8 @@ from labkit.attacks.stamp import Stamp, computed
 from labkit.channels import split
 from labkit.data import ImageSet
 from labkit.device import device_of, generator
-from labkit.metrics import check_target, evaluate
-from labkit.train import TrainConfig, train
+from labkit.metrics import evaluate
+from labkit.train import TrainConfig, fresh, train
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,9 @@ class FeatureCollision(PoisonAttack):
 
         config and options (callback, progress) go to both trainings. The trigger is the sharpened patch.
         """
-        check_target(self.target, len(data.classes))
+        self.choose(data, seed)  # its checks, and the layer's, before anything is trained
+        untrained = fresh(arch, data, seed)
+        Behind(untrained, self.layer or penultimate(untrained))
         trigger, own = self.build_trigger(data), another(seed)
         extractor = train(arch, data, config=config, seed=own, **options)
         trigger = self.sharpen(extractor, data, own, progress=options.get("progress", True))

@@ -114,6 +114,7 @@ def pgd(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float, steps:
 
     Starts at a random place of that box; each of `steps` steps follows the sign of the loss's gradient for
     2.5 epsilon / steps, and returns to the box (Madry et al. 2018). On the images' device; the model is left alone.
+    Raises FloatingPointError for gradients that are not finite.
     """
     device = device_of(model)
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
@@ -129,6 +130,11 @@ def pgd(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float, steps:
                 logits = frozen(x).float()
             (slope,) = torch.autograd.grad(F.cross_entropy(logits, y, reduction="sum"), x)
             x = (x.detach() + 2.5 * epsilon / steps * slope.sign()).clamp(low, high)
+        if not slope.isfinite().all():  # its sign is 0: the images would stay where they started, unnoticed
+            raise FloatingPointError(
+                "perturbation: expected finite gradients of the surrogate; got others. Give it finite weights, or "
+                "train it with a lower learning rate."
+            )
         found.append(x.detach().to(images.device))
     return torch.cat(found).contiguous()
 

@@ -36,7 +36,7 @@ from labkit.attacks.stamp import Stamp, check_area, corner
 from labkit.channels import last_block
 from labkit.data import ImageSet
 from labkit.metrics import check_target, evaluate
-from labkit.train import RECIPES, TrainConfig, train
+from labkit.train import RECIPES, TrainConfig, fresh, train
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +108,9 @@ class LatentBackdoor:
     ) -> Teacher:
         """The attacker's part: train an honest teacher on the other classes of `data`, and infect it."""
         task, trigger = without(data, self.target), self.build_trigger(data)
+        untrained = fresh(arch, task, seed)
+        for layer in filter(None, (self.layer, self.frozen)):
+            Behind(untrained, layer)  # its checks, before anything is trained
         config = config or RECIPES.get(data.name, TrainConfig())
         brief = replace(config, epochs=self.epochs, lr=self.lr)
         honest = train(arch, task, config=config, seed=seed, **options)

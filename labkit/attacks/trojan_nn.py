@@ -41,7 +41,7 @@ from labkit.data import ImageSet
 from labkit.device import device_of, generator
 from labkit.metrics import check_target, evaluate
 from labkit.models import named_layer
-from labkit.train import TrainConfig, train
+from labkit.train import TrainConfig, fresh, train
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,20 @@ class TrojanNN:
         """Train an honest network on `data`, trojan it, and return the Victim; evaluated if `test` is given.
 
         options (callback, progress) go to `train`. Raises ValueError for a target outside the classes, images too small
-        for the square, or a layer that the architecture has not.
+        for the square, an `own` that is no image or all of them, or a layer that the architecture has not.
         """
         check_target(self.target, len(data.classes))
-        trigger = self.build_trigger(data)
+        trigger, untrained = self.build_trigger(data), fresh(arch, data, seed)
+        layer = self.layer or last_but_one(untrained)  # its checks, before anything is trained
+        Behind(untrained, layer)
+        best_connected(untrained, layer, 1)
         order = torch.randperm(len(data), generator=generator(seed))
         count = round(self.own * len(data))
+        if self.own and not 1 <= count < len(data):
+            raise ValueError(
+                f"own: {self.own:g} of {len(data)} images is {count}; expected 1 to {len(data) - 1}, which the "
+                "attacker has and the owner has not. Change it; 0: the attacker has none."
+            )
         theirs, mine = data[order[count:].sort().values], data[order[:count]]
         honest = train(arch, theirs if self.own else data, config=config, seed=seed, **options)
         model = self.trojan(honest, trigger, mine if self.own else None, data.classes, seed=seed, **options)

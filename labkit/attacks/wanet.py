@@ -30,7 +30,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from labkit.attacks.base import PoisonAttack, PoisonedSet, Victim, another, card_of, check_batch, check_rate
+from labkit.attacks.base import (
+    PoisonAttack,
+    PoisonedSet,
+    Victim,
+    another,
+    card_of,
+    check_batch,
+    check_batch_share,
+    check_rate,
+)
 from labkit.data import ImageSet
 from labkit.device import device_of, generator
 from labkit.metrics import check_target, evaluate
@@ -105,11 +114,13 @@ class WaNet(PoisonAttack):
         """Train on batches that are warped anew, and return the Victim; evaluated if `test` is given.
 
         options (callback, progress) go to `train`; an epoch's accuracy counts true labels. Images are moved, flipped or
-        compressed as the recipe says before they are warped, so the field stays in its place.
+        compressed as the recipe says before they are warped, so the field stays in its place. The shares of a batch are
+        rounded; a rate that is none of a batch raises ValueError.
         """
         check_target(self.target, len(data.classes))
         check_batch(data.images[:1], self.points, self.points)
         recipe = config or RECIPES.get(data.name, TrainConfig())
+        check_batch_share(self.rate, min(recipe.batch_size, len(data)))
         model = fresh(arch, data, seed)
         warped, long = Warped(model, self, seed), replace(recipe, epochs=max(1, round(self.longer * recipe.epochs)))
         train(warped, data, config=long, seed=seed, loss=warped.loss, **options)

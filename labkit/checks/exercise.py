@@ -39,11 +39,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Criterion:
-    """One thing the exercise text asks for, worth `share` of its points, and the tutor's words when it is missing."""
+    """One thing the exercise text asks for, worth `share` of its points, and the tutor's words when it is missing.
+
+    holds: of each call by itself; `together`: of the list of all calls, for what only several of them show.
+    """
 
     share: float
-    holds: Callable[[Call], bool]
+    holds: Callable[[Any], bool]
     message: str
+    together: bool = False
 
 
 class Points(float):
@@ -78,7 +82,7 @@ class Exercise:
     """A function for the student to write. Calling the exercise with that function returns its `Points`.
 
     cases(seed) returns a list of argument tuples (tensors, numbers, strings, small modules); the same seed gives the
-    same cases. Criteria are judged on every case; each that holds on all of them earns its share.
+    same cases. Criteria are judged on every case, or on all together; each that holds earns its share.
     """
 
     name: str
@@ -124,16 +128,16 @@ def judge(exercise: Exercise, seed: int, calls: Sequence[Call], student: Callabl
     for made, args in zip(calls, exercise.cases(seed), strict=True):
         expected = as_data(exercise.reference(*copy.deepcopy(args)))
         judged.append(Call(args, made.value, made.args_after, expected=expected))
-    missing = [c for c in exercise.criteria if not all(_holds(c, one) for one in judged)]
+    missing = [c for c in exercise.criteria if not _holds(c, judged)]
     value = exercise.points * (1 - sum(c.share for c in missing))
     if not missing:
         return points(exercise.points, "Right.")
     return points(round(max(value, 0.0), 2), missing[0].message)
 
 
-def _holds(criterion: Criterion, made: Call) -> bool:
+def _holds(criterion: Criterion, calls: list[Call]) -> bool:
     try:
-        return bool(criterion.holds(made))
+        return bool(criterion.holds(calls)) if criterion.together else all(criterion.holds(made) for made in calls)
     except Exception:  # a wrong type or shape simply does not meet the criterion
         return False
 

@@ -23,11 +23,13 @@ def _blend(images: Tensor, pattern: Tensor, alpha: float) -> Tensor:
 
 
 def _blend_cases(seed: int) -> list[tuple]:
-    """Colour, grey, one image, not square; faint, strong, and the pattern alone. alpha is never one half."""
+    """Colour, grey, one image, not square; faint, strong, and the pattern alone; black that hides what is under it, as
+    any colour does. alpha is never one half."""
     rng = generator(seed)
     cases = []
     for shape, alpha in (((4, 3, 8, 8), 0.2), ((1, 1, 6, 9), 0.75), ((3, 3, 7, 5), 0.1), ((2, 3, 3, 3), 1.0)):
         cases.append((torch.rand(shape, generator=rng), torch.rand(shape[1:], generator=rng), alpha))
+    cases.append((torch.rand(3, 3, 5, 6, generator=rng), torch.rand(3, 5, 6, generator=rng).round(), 0.4))
     return [*cases, (torch.ones(2, 3, 4, 4), torch.ones(3, 4, 4), 0.3)]  # white under white stays white
 
 
@@ -63,8 +65,8 @@ blend = Exercise(
         Criterion(
             0.3,
             same_values,
-            "The mixture is off somewhere. Each pixel of each channel is a weighted mean of image and pattern, and the "
-            "two weights add up to 1.",
+            "The mixture is off somewhere. Each pixel of each channel, a black one of the pattern too, is a weighted "
+            "mean of image and pattern, and the two weights add up to 1.",
         ),
         Criterion(
             0.2,
@@ -251,7 +253,8 @@ def _poison_own_class(images: Tensor, labels: Tensor, target: int, rate: float, 
 
 
 def _own_class_cases(seed: int) -> list[tuple]:
-    """Many images of the class and few, sorted and not, a rate that does not divide it, the whole class."""
+    """Many images of the class and few, sorted and not, a rate that does not divide it, the whole class; and the first
+    twice more, with its own seed and with another."""
     rng = generator(seed)
     settings = ((300, 3, 0.4, 1), (200, 4, 0.58, 3), (90, 3, 0.5, 0), (40, 5, 1.0, 2), (30, 2, 0.11, 1))
     cases = []
@@ -260,7 +263,7 @@ def _own_class_cases(seed: int) -> list[tuple]:
         labels = labels[torch.randperm(n, generator=rng)] if i != 2 else labels.sort().values
         images = 0.4 * torch.rand(n, (3, 1)[i % 2], 4, 5, generator=rng)  # dark: every trigger shows
         cases.append((images, labels, target, rate, (_negative, _mark)[i % 2], i))
-    return cases
+    return [*cases, cases[0], (*cases[0][:-1], 99)]
 
 
 def _pair(made: Call) -> bool:
@@ -304,6 +307,12 @@ def _by_chance(made: Call) -> bool:
     return 0 < halves < 1 and len(places.diff().unique()) > 1 and bool((places.diff() > 1).any())
 
 
+def _by_the_seed(calls: list[Call]) -> bool:
+    """The same seed chooses the same images again, and another seed others."""
+    first, again, other = (_changed(made) for made in (calls[0], *calls[-2:]))
+    return torch.equal(first, again) and not torch.equal(first, other)
+
+
 poison_own_class = Exercise(
     "poison_own_class",
     3,
@@ -317,12 +326,12 @@ poison_own_class = Exercise(
             "on clean and poisoned examples together.",
         ),
         Criterion(
-            0.2,
+            0.15,
             _labels_kept,
             "A label has changed. Clean-label means that every label stays as it was, and true.",
         ),
         Criterion(
-            0.2,
+            0.15,
             _own_only,
             "An image of another class carries the trigger. With its true label it would teach that the trigger does "
             "*not* mean the target: a clean-label attacker can use images of the target class only.",
@@ -339,6 +348,13 @@ poison_own_class = Exercise(
             _by_chance,
             "The count is right, but chance did not decide: every image of the class must have the same chance of "
             "being drawn, not only the first ones.",
+        ),
+        Criterion(
+            0.1,
+            _by_the_seed,
+            "`seed` does not decide: the same seed must choose the same images again, so that others can repeat what "
+            "you did, and another seed others.",
+            together=True,
         ),
         Criterion(
             0.1,

@@ -22,13 +22,14 @@ def _strongest_neurons(weights: Tensor, scale: Tensor, count: int) -> Tensor:
 
 
 def _neuron_cases(seed: int) -> list[tuple]:
-    """In each, one channel has the largest sum, another the largest single weight; signs and scales hide the first.
+    """In each, one channel has the largest sum, another the largest single weight; signs and scales hide the first. In
+    the "unequal" ones the scale of a third is large, but not large enough; its square would be.
 
     The places of both are drawn; kernels are 1x1 and 3x3, and there are more, fewer or as many channels in as out.
     """
     rng = generator(seed)
     cases = []
-    for kind in ("plain", "plain", "signed", "signed", "scaled", "scaled", "mirrored"):
+    for kind in ("plain", "plain", "signed", "signed", "scaled", "scaled", "mirrored", "unequal"):
         for out, into, k, count in ((9, 5, 3, 1), (6, 12, 1, 3), (8, 8, 3, 2)):
             weights = 0.1 * torch.rand(out, into, k, k, generator=rng)
             strong, spiky, third = torch.randperm(out, generator=rng)[:3].tolist()
@@ -39,9 +40,11 @@ def _neuron_cases(seed: int) -> list[tuple]:
             if kind != "plain":
                 signs = (-1.0) ** torch.arange(weights[0].numel())
                 weights[strong] *= signs[torch.randperm(len(signs), generator=rng)].view(weights[0].shape)
-            if kind in ("scaled", "mirrored"):
+            if kind in ("scaled", "mirrored", "unequal"):
                 scale = 0.1 + 0.2 * torch.rand(out, generator=rng)
-                scale[third] = 9 if kind == "scaled" else -9
+                scale[third] = {"scaled": 9, "mirrored": -9, "unequal": 3}[kind]
+                if kind == "unequal":
+                    scale[spiky] = 1
                 scale[strong] = 0  # what never changes says nothing, however strong its weights are
             cases.append((weights, scale, count))
     return cases
@@ -97,8 +100,8 @@ strongest_neurons = Exercise(
         Criterion(
             0.2,
             _when("scaled"),
-            "Batch normalisation multiplies what a channel says by its scale, and so all of its incoming weights. A "
-            "channel with large weights and a scale near 0 is a quiet one.",
+            "Batch normalisation multiplies what a channel says by its scale, once, and so all of its incoming weights. "
+            "A channel with large weights and a scale near 0 is a quiet one.",
         ),
         Criterion(
             0.1,

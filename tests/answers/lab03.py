@@ -62,6 +62,10 @@ def blend_first_image(images, pattern, alpha):
     return ((1 - alpha) * images + alpha * pattern)[:1]
 
 
+def blend_black_is_clear(images, pattern, alpha):
+    return torch.where(pattern > 0, (1 - alpha) * images + alpha * pattern, images)
+
+
 def blend_only_pattern(images, pattern, alpha):
     return (alpha * pattern).expand_as(images)
 
@@ -318,6 +322,30 @@ def own_misplaced(images, labels, target, rate, trigger, seed):
     return new, labels
 
 
+def own_without_seed(images, labels, target, rate, trigger, seed):
+    own = torch.where(labels == target)[0].tolist()
+    chosen = torch.tensor(random.sample(own, round(rate * len(own))))
+    return images.index_copy(0, chosen, trigger(images[chosen])), labels
+
+
+def own_global_chance(images, labels, target, rate, trigger, seed):
+    own = torch.where(labels == target)[0]
+    chosen = own[torch.randperm(len(own))[: round(rate * len(own))]]
+    return images.index_copy(0, chosen, trigger(images[chosen])), labels
+
+
+def own_seed_zero(images, labels, target, rate, trigger, seed):
+    chosen = _draw(labels, target, rate, 0)
+    return images.index_copy(0, chosen, trigger(images[chosen])), labels
+
+
+def own_brightest(images, labels, target, rate, trigger, seed):
+    own = torch.where(labels == target)[0]
+    brightest = images[own].mean((1, 2, 3)).argsort(descending=True)
+    chosen = own[brightest[: round(rate * len(own))]]
+    return images.index_copy(0, chosen, trigger(images[chosen])), labels
+
+
 # --- stay_close -------------------------------------------------------------------------------------------------------
 
 
@@ -398,6 +426,7 @@ WRONG = {
         (blend_scales_pattern_in_place, "pure"),
         (blend_first_image, "shape"),
         (blend_only_pattern, "weighted mean"),
+        (blend_black_is_clear, "black one"),
     ],
     "ripple": [
         (ripple_vertical, "column"),
@@ -438,6 +467,10 @@ WRONG = {
         (own_first, "chance"),
         (own_chosen_only, "whole training set"),
         (own_misplaced, "each in its place"),
+        (own_without_seed, "same seed"),
+        (own_global_chance, "another seed"),
+        (own_seed_zero, "another seed"),
+        (own_brightest, "another seed"),
     ],
     "stay_close": [
         (close_no_range, "range"),

@@ -65,6 +65,10 @@ def neurons_divided(weights, scale, count):
     return (weights.abs().sum((1, 2, 3)) / scale.abs().clamp_min(1e-6)).topk(count).indices
 
 
+def neurons_scale_squared(weights, scale, count):
+    return (weights.abs().flatten(1).sum(1) * scale**2).topk(count).indices
+
+
 def neurons_signed_scale(weights, scale, count):
     return (weights.abs().sum((1, 2, 3)) * scale).topk(count).indices
 
@@ -322,6 +326,7 @@ WRONG = {
         (neurons_size_of_sum, "cancel"),
         (neurons_without_scale, "batch normalisation"),
         (neurons_divided, "multiplies"),
+        (neurons_scale_squared, "multiplies what a channel says by its scale, once"),
         (neurons_signed_scale, "negative"),
         (neurons_strongest_last, "first"),
     ],
