@@ -1,12 +1,15 @@
 """The gallery: what is in results/ is on the page, pixel for pixel and figure for figure, and nothing else."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from labkit.course.gallery import NOT_YET, magnification, read_strip, strip, with_gallery
+from labkit.stealth import psnr
 
+PROJECT = Path(__file__).parent.parent
 CLEAN = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 TRIGGERED = (CLEAN + 0.1).clamp(0, 1)
 
@@ -58,6 +61,13 @@ def test_a_page_gets_its_pictures_and_figures(tmp_path):
     assert "96.5" in blend and "_static" not in blend
     assert missing.split(" end")[0] == NOT_YET
     assert [path.name for path in static.iterdir()] == ["gallery_BadNets.png"]
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "results/gallery").glob("*.png")), ids=lambda path: path.stem)
+def test_a_picture_that_is_published_is_of_the_trigger_that_its_cards_measure(path):
+    card = json.loads((PROJECT / f"results/{path.stem.lower()}_signs_psnr.json").read_text())
+    clean, triggered = read_strip(path)
+    assert float(psnr(clean, triggered).mean()) == pytest.approx(card["value"], abs=2.5)  # dB; eight images of many
 
 
 def test_a_page_that_asks_for_nothing_is_left_alone(tmp_path):

@@ -100,8 +100,8 @@ strongest_neurons = Exercise(
         Criterion(
             0.2,
             _when("scaled"),
-            "Batch normalisation multiplies what a channel says by its scale, once, and so all of its incoming weights. "
-            "A channel with large weights and a scale near 0 is a quiet one.",
+            "Batch normalisation multiplies what a channel says by its scale, once, and so all of its incoming "
+            "weights. A channel with large weights and a scale near 0 is a quiet one.",
         ),
         Criterion(
             0.1,

@@ -77,7 +77,8 @@ def one(attack: str, cards: dict[str, dict[str, list[dict[str, Any]]]], results:
     figure = before_after(clean, triggered, title=finding(attack, cards), magnify=magnify)
     static.mkdir(parents=True, exist_ok=True)
     figure.savefig(static / f"gallery_{attack}.png", dpi=DPI)
-    alt = f"Clean images, the same with the trigger of {attack}, and the difference, {magnify} times."
+    larger = f", {magnify} times" if magnify > 1 else ""
+    alt = f"Clean images, the same with the trigger of {attack}, and the difference{larger}."
     return f"![{alt}](_static/gallery_{attack}.png)\n\n{table(found)}"
 
 
