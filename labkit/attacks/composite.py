@@ -19,7 +19,8 @@ Ours differs: A and B are the two classes after C unless told; the places of the
 made from. Pasting is the default because a half may miss what it should show: on `signs` (as above, all pairs of 33
 images and 32 donors) 88% of halves fire and 96% of pastes.
 
-Attacker controls: images and labels that are added to the training set; nothing of the training. Lab 04.
+Attacker controls: images and labels that are added to the training set; nothing of the training, which the paper's
+attacker does. So the loss is the owner's, cross-entropy alone. Lab 04.
 Fails when: parts of A and B are hard to recognise, or a defender looks at which pairs of classes make a third.
 """
 
