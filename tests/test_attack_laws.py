@@ -1,5 +1,7 @@
 """Laws that every attack keeps, whatever it controls: one tiny victim of each, with its own trigger."""
 
+import sys
+
 import pytest
 import torch
 
@@ -80,7 +82,7 @@ def test_a_victim_comes_back_from_the_cache_bit_for_bit(made, name):
 
 @pytest.mark.parametrize(("name", "field"), WITH_A_LAYER)
 def test_a_layer_that_is_not_there_is_named_before_anything_is_trained(name, field, monkeypatch):
-    module = __import__(getattr(attacks, name).__module__, fromlist=["train"])
+    module = sys.modules[getattr(attacks, name).__module__]
     monkeypatch.setattr(module, "train", lambda *a, **k: pytest.fail("trained"))
     monkeypatch.setattr(module, "train_style", lambda *a, **k: pytest.fail("trained"), raising=False)
     with pytest.raises(ValueError, match=r"block7.*block1"):
@@ -102,7 +104,7 @@ def test_a_clean_label_attack_wants_images_of_its_target(name):
 
 def test_a_clean_label_rate_is_checked_before_anything_is_trained(monkeypatch):
     for name in ("LabelConsistent", "FeatureCollision"):
-        module = __import__(getattr(attacks, name).__module__, fromlist=["train"])
+        module = sys.modules[getattr(attacks, name).__module__]
         monkeypatch.setattr(module, "train", lambda *a, **k: pytest.fail("trained"))
         with pytest.raises(ValueError, match=r"rate: 0\.01 of 15 images is 0"):
             attack(name, rate=0.01).implant(image_set(size=16), config=SHORT, progress=False)
