@@ -16,10 +16,9 @@ from torch.nn.grad import conv2d_input
 
 def patches(x: Tensor) -> Tensor:
     """All 3x3 patches of maps (N, C, H, W), edges padded with zeros: (N*H*W, 9*C), a patch's pixels row by row."""
-    height, width = x.shape[2:]
-    padded = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1)
-    moved = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-    return torch.cat(moved, -1).flatten(0, 2)
+    padded = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1).contiguous()
+    windows = padded.unfold(1, 3, 1).unfold(2, 3, 1)  # (N, H, W, C, 3, 3), nothing copied yet
+    return windows.permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(0, 2)
 
 
 class _Convolve(torch.autograd.Function):
@@ -57,4 +56,5 @@ class QuarterMean(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         size = x.shape[2] * x.shape[3]
         one_hot = torch.eye(size, dtype=x.dtype, device=x.device).view(size, 1, *x.shape[2:])
-        return x.flatten(2) @ F.adaptive_avg_pool2d(one_hot, 2).flatten(1)
+        mean = F.adaptive_avg_pool2d(one_hot, 2).flatten(1)  # (H*W, 4)
+        return (mean.T @ x.permute(0, 2, 3, 1).flatten(1, 2)).transpose(1, 2)  # channels last, so its gradient is too

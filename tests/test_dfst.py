@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from labkit import victim
-from labkit.attacks import DFST, dfst
+from labkit.attacks import DFST, detoxify, dfst
 from labkit.attacks.detoxify import apart, compromised, fires, mean_peaks, train_injector
 from labkit.attacks.dfst import joined, with_styled
-from labkit.attacks.style import Critic, Style, Styler, train_style, with_height
+from labkit.attacks.style import Critic, Style, Styler, smoothed, train_style, with_height
 from labkit.attacks.sunset import sunsets
 from labkit.metrics import BATCH, evaluate
 from labkit.train import TrainConfig, train
@@ -21,7 +21,7 @@ from tests.tiny import image_set, splits
 CONFIG = TrainConfig(epochs=8, batch_size=32, shift=0)
 SHORT = {"config": TrainConfig(epochs=1, batch_size=32), "progress": False}
 DATA, TEST = image_set(320), image_set(120, seed=9)  # 12x12
-ATTACK = DFST(target=1, rate=0.2, style_steps=60, rounds=1, epochs=4, above=0.7, rise=0.2)
+ATTACK = DFST(target=1, rate=0.2, style_steps=60, rounds=1, epochs=4, above=0.7, rise=0.2, near=1)
 BRIEF = DFST(target=1, rate=0.2, style_steps=2, rounds=1)
 
 
@@ -83,6 +83,13 @@ def test_the_shift_of_the_log_odds_is_a_mean_over_5x5_pixels(monkeypatch):
     assert int((drawn != 0.5).sum()) == 25
     spike.fill_(2.0)  # at the edge it is a mean over those there are
     assert torch.allclose(styler.draw(torch.full((1, 1, 16, 16), 0.5)), torch.tensor(2.0).sigmoid())
+
+
+@pytest.mark.parametrize("size", (1, 3, 5))
+def test_smoothed_is_the_mean_over_the_pixels_around(size):
+    maps = torch.randn(2, 3, 9, 6)
+    by_torch = nn.functional.avg_pool2d(maps, size, 1, size // 2, count_include_pad=False)
+    torch.testing.assert_close(smoothed(maps, size), by_torch)
 
 
 def test_with_height_adds_how_far_down_a_pixel_is():
@@ -152,6 +159,17 @@ def test_the_injector_finds_the_simple_part_of_the_style_and_no_more():
     assert not injector.training and all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
+def test_the_injector_is_held_against_what_the_layer_says_to_the_very_images_it_is_given(monkeypatch):
+    compared, drawn = [], torch.randint(50, (3, 8), generator=torch.Generator().manual_seed(4))
+    monkeypatch.setattr(detoxify, "apart", lambda *pair: compared.append(pair) or apart(*pair))
+    images = 0.1 + 0.8 * torch.rand(50, 3, 8, 8)
+    train_injector(Channels(), "block1", torch.tensor([2]), images, 1 - images, steps=3, batch=8, seed=4)
+    for number, rows in enumerate(drawn):
+        (_, excited), (_, calm) = compared[2 * number : 2 * number + 2]
+        assert torch.equal(excited, 1 - images[rows][:, 2:]) and torch.equal(calm, images[rows][:, :2])
+    torch.testing.assert_close(*compared[1])  # untrained it changes nothing yet
+
+
 def test_fires_is_the_share_that_goes_to_the_target():
     images = torch.zeros(4, 2, 8, 8)
     images[:3, 1] = 1
@@ -191,7 +209,7 @@ def rounds_of(monkeypatch, attack, found, shares):
 
 
 def test_each_round_adds_the_injectors_images_under_their_true_labels(monkeypatch):
-    attack = DFST(target=1, rate=0.2, style_steps=1, rounds=2)
+    attack = DFST(target=1, rate=0.2, style_steps=1, rounds=2, detoxicants=0.2, near=1)
     told, trained = rounds_of(monkeypatch, attack, [5, 3, 2], [0.9, 0.2, 0.8, 0.1, 0.7])
     assert [len(data) for data in trained] == [384, 448, 512]
     chosen, _ = attack.choose(DATA)
@@ -212,8 +230,10 @@ def test_as_many_detoxicants_as_asked_for_by_an_injector_held_as_near(monkeypatc
     chosen, _ = attack.choose(DATA)
     assert torch.equal(trained[1].images[-16:], 1 - chosen.images[:16] / 4)
     assert torch.equal(trained[1].labels[-16:], chosen.labels[:16])
-    _, trained = rounds_of(monkeypatch, replace(attack, detoxicants=1e-6, rounds=1), [5, 3], [0.9, 0.2, 0.8])
-    assert [len(data) for data in trained] == [384, 385]  # one at least
+    for share, count in ((1e-6, 1), (None, 32)):  # one at least; half of the styled ones, if nothing is said
+        attack = replace(attack, detoxicants=share, rounds=1)
+        _, trained = rounds_of(monkeypatch, attack, [5, 3], [0.9, 0.2, 0.8])
+        assert [len(data) for data in trained] == [384, 384 + count]
 
 
 def test_it_ends_where_no_neuron_is_compromised_or_the_injector_fails(monkeypatch):
@@ -312,7 +332,7 @@ def test_the_target_alone_is_enough():
         (lambda: DFST(enough=1), "0 <= enough < 1"),
         (lambda: DFST(near=-1), "near >= 0"),
         (lambda: DFST(detoxicants=0), r"detoxicants in \(0, rate\], here \(0, 0.1\]"),
-        (lambda: DFST(detoxicants=0.2), "made of the images that get the style; got 1.0 and 0.2"),
+        (lambda: DFST(detoxicants=0.2), "made of the images that get the style; got 4.0 and 0.2"),
         (lambda: DFST(epochs=0), "epochs >= 1"),
         (lambda: DFST(lr=0), "lr > 0"),
         (lambda: DFST(style=torch.rand(2, 3, 16, 16) * 255), "style: expected values in"),

@@ -116,6 +116,28 @@ def test_each_batch_holds_the_promised_shares_and_only_the_attacked_are_relabell
     assert torch.equal(DATA.images, images) and torch.equal(DATA.labels, labels)
 
 
+def test_in_training_too_a_foreign_trigger_is_that_of_the_image_before(monkeypatch):
+    painted, seen = [], []
+    monkeypatch.setattr(input_aware, "paint", lambda i, m, p: painted.append((i, m, p)) or paint(i, m, p))
+    monkeypatch.setattr(input_aware, "varied", lambda images, recipe, rng: seen.append(images) or images)
+    pairs = []
+    monkeypatch.setattr(input_aware, "sameness", lambda *a: pairs.append(a[:2]) or sameness(*a))
+    monkeypatch.setattr(input_aware, "descend", lambda *a: None)  # the networks stay as they are
+    trigger = fresh()
+    monkeypatch.setattr(InputAware, "build_trigger", lambda *a, **k: trigger)
+    for own, crossed in ((16, 8), (16, 16)):  # the second: all images are painted
+        attack = InputAware(target=1, rate=own / 32, cross=crossed / 32, mask_epochs=1)
+        attack.implant(DATA[:32], **SHORT)
+        first, others = pairs[-1]
+        assert torch.equal(first, seen[-1][: own + crossed])
+        assert torch.equal(others, seen[-1].roll(1, 0)[: own + crossed])
+        shares = (slice(own), seen[-1]), (slice(own, own + crossed), seen[-1].roll(1, 0))
+        for (images, mask, pattern), (rows, of) in zip(painted[-2:], shares, strict=True):
+            assert torch.equal(images, seen[-1][rows])
+            torch.testing.assert_close(mask, trigger.mask(of[rows]), atol=0.02, rtol=0.02)
+            torch.testing.assert_close(pattern, trigger.pattern(of[rows]), atol=0.02, rtol=0.02)
+
+
 def test_the_masks_stay_as_they_are_while_the_classifier_learns(monkeypatch):
     kept = []
     monkeypatch.setattr(

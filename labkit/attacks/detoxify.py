@@ -20,7 +20,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from labkit.attacks.specific import descend
+from labkit.attacks.specific import adam_of, descend
 from labkit.attacks.style import Styler
 from labkit.channels import layer_outputs, peaks, split, with_positions
 from labkit.device import device_of, generator
@@ -75,22 +75,25 @@ def train_injector(
     The model, in eval mode, is left alone. Raises FloatingPointError, with the step, for a loss that is not finite.
     """
     device, rng = device_of(model), generator(seed)
-    front = copy.deepcopy(split(model, layer)[0]).eval().requires_grad_(False)
+    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    front = split(frozen, layer)[0]
     with seeded(seed):
         injector = Styler(images.shape[1], smooth=1)
     device.place(injector)
-    adam = torch.optim.Adam(injector.parameters(), lr=lr)
+    adam = adam_of(injector, lr=lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, one_cycle(0.1, steps))
-    for number in range(1, steps + 1):
-        rows = torch.randint(len(images), (batch,), generator=rng).to(images.device)
+    drawn = torch.randint(len(images), (steps, batch), generator=rng)
+    used, places = drawn.unique(return_inverse=True)  # what the front says to an image is worked out once
+    images, styled = (some[used.to(some.device)].to(device) for some in (images, styled))
+    clean_said, styled_said = (torch.cat(list(layer_outputs(frozen, some, layer))) for some in (images, styled))
+    mine = torch.zeros(clean_said.shape[1], dtype=torch.bool, device=clean_said.device)
+    mine[neurons.to(mine.device)] = True
+    for number, rows in enumerate(places.to(device), 1):
         plain, wanted = device.layout(images[rows]), device.layout(styled[rows])
+        clean, goal = clean_said[rows].float(), styled_said[rows].float()
         with device.autocast():
-            with torch.no_grad():
-                clean, goal = front(plain).float(), front(wanted).float()
             made = injector.draw(plain)
             said = front(made).float()
-        mine = torch.zeros(said.shape[1], dtype=torch.bool, device=said.device)
-        mine[neurons.to(said.device)] = True
         excited = apart(said[:, mine], goal[:, mine])
         others = apart(said[:, ~mine], clean[:, ~mine])
         change = (made - plain).square().mean() / (wanted - plain).square().mean()

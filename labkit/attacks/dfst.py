@@ -65,15 +65,15 @@ class DFST:
     target: int = 0
     rate: float = 0.1  # styled images that are added, as a share of the training set
     style: ImageSet | Tensor | Style | None = None  # pictures that have the style, of the data's size; None: sunsets
-    style_steps: int = 200  # batches of 32 images and 32 pictures, for the generator
+    style_steps: int = 150  # batches of 32 images and 32 pictures, for the generator
     rounds: int = 3  # of detoxification, at most
     layer: str | None = None  # where neurons are looked at; None: the last block
     above: float = 1.0  # lambda: compromised is what the style raises above so many times its largest on clean images
     rise: float = 0.5  # gamma: and by so many times the layer's strongest mean peak on clean images
-    near: float = 1.0  # weight of the injector's change of the pixels: with more of it, what it adds is fainter
-    detoxicants: float | None = None  # that join in each round, as a share of the training set; None: as `rate`
+    near: float = 4.0  # weight of the injector's change of the pixels: with more of it, what it adds is fainter
+    detoxicants: float | None = None  # that join in each round, as a share of the training set; None: half of `rate`
     enough: float = 0.1  # share of the injector's images that may still fire
-    epochs: int = 2  # of training in each round
+    epochs: int = 1  # of training in each round
     lr: float = 0.05  # highest learning rate there
 
     def __post_init__(self):
@@ -96,7 +96,7 @@ class DFST:
     @property
     def detoxicating(self) -> float:
         """`detoxicants`, or what stands for None."""
-        return self.rate if self.detoxicants is None else self.detoxicants
+        return self.rate / 2 if self.detoxicants is None else self.detoxicants
 
     def build_trigger(self, data: ImageSet, seed: int = 0) -> Styler:
         """The generator with fresh weights from `seed`, which changes next to nothing yet, for images like `data`'s."""

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from labkit.attacks.base import Victim, card_of, check_batch, check_batch_share, check_rate
-from labkit.attacks.specific import SMALLEST, ImageToMap, SpecificTrigger, batches, descend
+from labkit.attacks.specific import SMALLEST, ImageToMap, SpecificTrigger, adam_of, batches, descend
 from labkit.data import ImageSet
 from labkit.device import device_of, generator, pick_device
 from labkit.metrics import check_target, evaluate
@@ -141,7 +141,7 @@ def train_masks(trigger: InputAwareTrigger, data: ImageSet, attack: InputAware, 
     device = device_of(trigger)
     images = data.images.to(device)
     plan = batches(len(data), recipe.batch_size, attack.mask_epochs, generator(seed))
-    adam = torch.optim.Adam(trigger.mask_network.parameters(), lr=attack.lr)
+    adam = adam_of(trigger.mask_network, lr=attack.lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, one_cycle(recipe.warmup, len(plan)))
     for number, batch in enumerate(tqdm(plan, "masks", unit="batch", disable=not progress, leave=False), 1):
         mine = images[batch.to(device)]
@@ -159,7 +159,7 @@ def train_together(
     device, rng = device_of(model), generator(seed)
     images, labels = data.images.to(device), data.labels.to(device)
     plan = batches(len(data), recipe.batch_size, recipe.epochs, rng)
-    adam = torch.optim.Adam(trigger.pattern_network.parameters(), lr=attack.lr)
+    adam = adam_of(trigger.pattern_network, lr=attack.lr)
     optimizers = [sgd(model, recipe), adam]
     pace = one_cycle(recipe.warmup, len(plan))
     schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, pace) for optimizer in optimizers]
@@ -169,11 +169,13 @@ def train_together(
         batch = batch.to(device)
         mine, wanted = device.layout(varied(images[batch], recipe, rng)), labels[batch].clone()
         own, drawn = (round(share * len(batch)) for share in (attack.rate, attack.rate + attack.cross))
-        first, others = mine[:drawn], mine.roll(1, 0)[:drawn]
+        chain = torch.cat([mine[-1:], mine[:drawn]])  # each image behind the one whose trigger is foreign to it
+        others, first = chain[:-1], chain[1:]
         with device.autocast():
             with torch.no_grad():  # the masks are done
-                mask, other_mask = trigger.mask(first), trigger.mask(others)
-            pattern, other_pattern = trigger.pattern(first), trigger.pattern(others)
+                masks = trigger.mask(chain)
+            patterns = trigger.pattern(chain)
+            (other_mask, mask), (other_pattern, pattern) = ((x[:-1], x[1:]) for x in (masks, patterns))
             attacked = paint(first[:own], mask[:own], pattern[:own])
             crossed = paint(first[own:], other_mask[own:], other_pattern[own:])
             wanted[:own] = attack.target

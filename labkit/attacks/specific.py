@@ -88,6 +88,11 @@ def batches(count: int, size: int, epochs: int, rng: torch.Generator) -> list[Te
     return [batch for _ in range(epochs) for batch in torch.randperm(count, generator=rng).tensor_split(steps)]
 
 
+def adam_of(network: nn.Module, **options) -> torch.optim.Adam:
+    """Adam on the network's weights, in one pass over all of them."""
+    return torch.optim.Adam(network.parameters(), fused=device_of(network).type in ("cpu", "cuda"), **options)
+
+
 def descend(value: Tensor, optimizers: list, schedules: list, what: str, step: int) -> None:
     """One gradient step for each optimizer, and the schedules' next rate. Raises FloatingPointError, with the step."""
     if not bool(value.isfinite()):

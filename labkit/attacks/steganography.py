@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from labkit.attacks.base import check_batch
-from labkit.attacks.specific import SMALLEST, ImageToMap, SpecificTrigger, batches, descend
+from labkit.attacks.specific import SMALLEST, ImageToMap, SpecificTrigger, adam_of, batches, descend
 from labkit.augment import augment, some_compressed
 from labkit.data import ImageSet
 from labkit.device import device_of, generator
@@ -126,7 +126,7 @@ def train_networks(
     device, rng = device_of(trigger), generator(seed)
     images = data.images.to(device)
     plan = batches(len(data), BATCH_SIZE, epochs, rng)
-    adam = torch.optim.Adam(trigger.parameters(), lr=lr)
+    adam = adam_of(trigger, lr=lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, one_cycle(0.1, len(plan)))
     trigger.train()
     for number, batch in enumerate(tqdm(plan, "encoder", unit="batch", disable=not progress, leave=False), 1):

@@ -57,7 +57,7 @@ class WaNet(PoisonAttack):
     strength: float = 1.5  # mean absolute displacement of the control points, in pixels, each way
     noise: float = 1.0  # largest displacement that the noise mode adds, in pixels, each way
     field_seed: int = 0  # which field
-    longer: float = 3.0  # `implant` trains for so many times the recipe's epochs
+    longer: float = 2.5  # `implant` trains for so many times the recipe's epochs
 
     def __post_init__(self):
         check_rate(self.rate)
