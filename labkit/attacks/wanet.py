@@ -14,12 +14,12 @@ Without the noise mode the network learns what any warp does, a slight blur, and
 
 Attacker controls: the training. `poison` makes a data set of the same three shares for an attacker who controls nothing
 else; but there each image is warped once or never. On `signs` with strength 1, 7 epochs on such a set came to ASR 21%;
-`implant` comes to 28% after 7 of its epochs, to 91% after all 21. Lab 11.
+`implant` comes to 28% after 7 of its epochs, to 91% after 21. Lab 11.
 Fails when: the training is short; a movement is a faint sign, which is learned late.
 
 Ours differs: the paper's s = 0.5 is a quarter of a pixel on 32x32 images, learned in hundreds of epochs. A laptop has
-seconds, so ours is bolder: 1.5 pixels, chosen on `signs` (seed 0, 367 images of the clean part: ASR 95%, with 1 pixel
-91%); the noise adds up to 1. Images are shifted before they are warped, not after.
+seconds, so ours is bolder: 1.5 pixels, chosen on `signs` (seed 0, 21 epochs, 367 images of the clean part: ASR
+95%, with 1 pixel 91%); the noise adds up to 1. Images are shifted before they are warped, not after.
 """
 
 from __future__ import annotations
