@@ -58,7 +58,7 @@ class LatentBackdoor:
     frozen: str | None = None  # the last layer that the student keeps as it is; None: K_t
     weight: float = 1.0  # lambda, of the distance beside the cross-entropy
     steps: int = 100  # of gradient descent on the trigger
-    epochs: int = 3  # of the injection; half as many for step 1
+    epochs: int = 4  # of the injection; half as many for step 1
     lr: float = 0.05  # highest learning rate of both
 
     def __post_init__(self):
