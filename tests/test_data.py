@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -94,6 +96,11 @@ def test_mnist_from_torchvisions_own_files(tmp_path, monkeypatch):
     data = load("mnist")
     assert (len(data.train) + len(data.clean), len(data.test)) == (60, 12)
     assert np.array_equal((data.test.images * 255).round().byte()[:, 0].numpy(), images)
+
+
+def test_torchvision_is_imported_only_when_its_data_are_asked_for():
+    code = "import sys, labkit; labkit.load('digits'); sys.exit('torchvision' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_gtsrb_photographs_are_resized(monkeypatch, tmp_path):

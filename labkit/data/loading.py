@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from labkit.cache import CacheUnavailable, cache_folder, locked, written_whole
-from labkit.data import benchmarks, signs
+from labkit.data import signs
 from labkit.data.imageset import ImageSet, Splits
 from labkit.device import generator
 
@@ -149,6 +149,8 @@ def _benchmark(name: str) -> Callable[[], Arrays]:
         own = Path(os.environ.get("LABKIT_DATA", ""), f"{name}.npz")
         if os.environ.get("LABKIT_DATA") and own.is_file():
             return read_npz(own)
+        from labkit.data import benchmarks  # here, since torchvision takes a second to import
+
         return benchmarks.download(name, cache_folder("data", "torchvision"))
 
     return arrays
