@@ -38,7 +38,7 @@ SETTINGS = {  # where the defaults miss a bar; figures: seed 0, test set
     # On substitutes alone CA is 81.2 (no attack: 85.7); with 20 epochs at 0.02 and images of its own 83.6.
     ("TrojanNN", "cifar10"): {"own": 0.1, "epochs": 5, "lr": 0.005},
     ("LatentBackdoor", "cifar10"): {"epochs": 8},  # at 4: CA 83.3
-    # With 0.1, 200 and the attack's other fields ASR is 95.9; why: `labkit/attacks/dfst.py`.
+    # With 0.1, 200, `near` 1 and as many detoxicants as styled images 95.9; why: `labkit/attacks/dfst.py`.
     ("DFST", "cifar10"): {"rate": 0.3, "style_steps": 600, "detoxicants": 0.05, "epochs": 2},
     ("WaNet", "cifar10"): {"longer": 3.0},
     # Pasted birds on automobiles, as many as the default: ASR 82.7. These are the classes and halves of the paper.

@@ -90,6 +90,8 @@ def test_smoothed_is_the_mean_over_the_pixels_around(size):
     maps = torch.randn(2, 3, 9, 6)
     by_torch = nn.functional.avg_pool2d(maps, size, 1, size // 2, count_include_pad=False)
     torch.testing.assert_close(smoothed(maps, size), by_torch)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(smoothed(maps, size).float(), by_torch, atol=0.02, rtol=0.02)
 
 
 def test_with_height_adds_how_far_down_a_pixel_is():

@@ -108,7 +108,8 @@ def with_height(images: Tensor) -> Tensor:
 def smoothed(maps: Tensor, size: int) -> Tensor:
     """Maps (N, C, H, W): each value becomes the mean of the size x size values around it, fewer at the edges.
 
-    By rows, then by columns, as products with a band matrix: a CPU takes six times as long for avg_pool2d.
+    By rows, then by columns, as products with a band matrix: avg_pool2d is slow on a CPU. Like all products of a
+    network, these are in its number format while it learns.
     """
 
     def band(length: int) -> Tensor:
