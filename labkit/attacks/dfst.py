@@ -15,10 +15,10 @@ The card's "detoxification" tells of each round how many neurons were compromise
 images the network sent to the target, before the training and after it: over training images of other classes that the
 injector has not seen. The last entry is the look at the finished network.
 
-It works, and it costs: on `signs` (seeds 0, 1, 2; 1,833 test images) one, one and two rounds leave no neuron compromised
-or no injector that fires. One made anew for the 32 neurons that the style raises most fires on 63 to 64% before and on
-4 to 11% after; an image halfway to its styled one on 41 to 44% and 10 to 19%. ASR falls from 97 to 99% to 96 to 97%.
-Held less near to the image, `near` 1, an injector still fires on 76 to 92%, with a third to a half more change of the
+It works, and it costs: on `signs` (seeds 0 to 2; 1,833 test images) one or two rounds leave no neuron compromised or no
+injector that fires. One made anew for the 32 neurons that the style raises most fires on 63 to 64% before and on 4 to
+11% after; an image halfway to its styled one on 41 to 44% and 10 to 19%. ASR falls from 97 to 99% to 96 to 97%. Held
+less near to the image, `near` 1, an injector still fires on 76 to 92%, with a third to a half more change of the
 pixels; and so does the style's mean change, added to any image, on 96 to 98%: what all styled images share is left.
 (`style_steps`, `near`, `epochs` and how many detoxicants were chosen with these images in view.)
 
