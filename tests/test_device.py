@@ -44,10 +44,18 @@ def test_a_device_that_is_not_there_is_named():
         describe_device(f"cuda:{count}")
 
 
-@pytest.mark.parametrize(("words", "dtype"), [("avx2", torch.float32), ("avx512_bf16", torch.bfloat16)])
-def test_the_cpu_is_asked_not_assumed(monkeypatch, tmp_path, words, dtype):
+@pytest.mark.parametrize(
+    ("vendor", "words", "dtype"),
+    [
+        ("AuthenticAMD", "avx2", torch.float32),
+        ("AuthenticAMD", "avx512_bf16", torch.bfloat16),
+        ("GenuineIntel", "avx512_bf16", torch.float32),  # where it is slower than float32
+        ("GenuineIntel", "avx512_bf16 amx_bf16", torch.bfloat16),
+    ],
+)
+def test_the_cpu_is_asked_not_assumed(monkeypatch, tmp_path, vendor, words, dtype):
     cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text(f"flags : fpu sse2 {words}\n")
+    cpuinfo.write_text(f"vendor_id : {vendor}\nflags : fpu sse2 {words}\n")
     monkeypatch.setattr(devices, "Path", lambda _: cpuinfo)
     monkeypatch.setattr(devices, "_cpu_has_bf16", devices._cpu_has_bf16.__wrapped__)  # it remembers its answer
     assert describe_device("cpu").dtype == dtype

@@ -89,11 +89,13 @@ def blur(images: np.ndarray, across: np.ndarray, down: np.ndarray) -> np.ndarray
     """Each pixel gives the shares `across` and `down` (B, 1), at most 1/3, to each neighbour; the border repeats."""
     out = images.reshape(*images.shape[:2], SIDE, SIDE)
     for axis, share in ((3, across), (2, down)):
-        share = share[..., None]
-        line = np.moveaxis(out, axis, 2)
-        before = np.moveaxis(np.concatenate([line[:, :, :1], line[:, :, :-1]], 2), 2, axis)
-        after = np.moveaxis(np.concatenate([line[:, :, 1:], line[:, :, -1:]], 2), 2, axis)
-        out = out + (before + after - 2 * out) * share
+        line, change = np.moveaxis(out, axis, -1), np.moveaxis(np.empty_like(out), axis, -1)
+        change[..., 1:-1] = line[..., :-2] + line[..., 2:]
+        change[..., 0], change[..., -1] = line[..., 0] + line[..., 1], line[..., -2] + line[..., -1]
+        change -= 2 * line
+        change *= share[..., None]
+        change += line
+        out = np.moveaxis(change, -1, axis)
     return out.reshape(images.shape)
 
 
