@@ -267,6 +267,8 @@ def test_the_target_alone_is_enough():
         (lambda: ISSBA(psnr=float("nan")), "finite psnr"),
         (lambda: ISSBA(epochs=0), "epochs >= 1"),
         (lambda: ISSBA(lr=0), "lr > 0"),
+        (lambda: ISSBA(width=6), "a width that 4 divides.*width 6"),
+        (lambda: ISSBA(width=0), "a width that 4 divides"),
         (lambda: ISSBA(9).implant(image_set()), "target: expected a class from 0 to 3; got 9"),
         (lambda: ISSBA(9).poison(image_set()), "target: expected a class from 0 to 3; got 9"),
         (lambda: ISSBA(rate=0.001).poison(image_set(size=16), trigger=fresh()), "rate: 0.001 of 60 images is 0"),

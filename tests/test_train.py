@@ -162,7 +162,7 @@ def test_a_bad_recipe_is_named(bad):
 
 
 def test_an_unknown_architecture_lists_the_known_ones():
-    with pytest.raises(ValueError, match=r"expected one of small_cnn, wrn16_1, preact_resnet18.*got 'vgg'"):
+    with pytest.raises(ValueError, match=r"expected one of small_cnn, tiny_cnn, wrn16_1, preact_resnet18.*got 'vgg'"):
         train("vgg", image_set())
 
 

@@ -51,6 +51,7 @@ class ISSBA:
     cross: float = 0.1  # share of the images that get another image's trigger and keep their label
     bits: int = 16  # length of the message
     psnr: float = 27.0  # dB: how faint the residual is to be, on average
+    width: int = 32  # channels of the encoder's and the decoder's first layer
     epochs: int = 3  # of encoder and decoder, over the training set
     lr: float = 3e-3  # of Adam, for both
 
@@ -66,14 +67,17 @@ class ISSBA:
                 f"ISSBA: expected bits >= 1 and a finite psnr >= {START:g} dB, where the encoder starts; got "
                 f"{self.bits} and {self.psnr}. 25 to 32 dB is faint."
             )
-        if self.epochs < 1 or not self.lr > 0:
-            raise ValueError(f"ISSBA: expected epochs >= 1, lr > 0; got {self.epochs}, {self.lr}.")
+        if self.epochs < 1 or not self.lr > 0 or self.width < 4 or self.width % 4:
+            raise ValueError(
+                "ISSBA: expected epochs >= 1, lr > 0, and a width that 4 divides; got epochs "
+                f"{self.epochs}, lr {self.lr}, width {self.width}."
+            )
 
     def build_trigger(self, data: ImageSet, seed: int = 0) -> MessageTrigger:
         """Encoder and decoder with fresh weights, and a message, all from `seed`, for images like those of `data`."""
         message = torch.randint(2, (self.bits,), generator=generator(another(seed)))
         with seeded(seed):
-            return MessageTrigger(data.images.shape[1], message).eval()
+            return MessageTrigger(data.images.shape[1], message, self.width).eval()
 
     def train_trigger(
         self, data: ImageSet, seed: int = 0, *, config: TrainConfig | None = None, progress: bool = True

@@ -43,10 +43,10 @@ class MessageTrigger(SpecificTrigger):
 
     message: Tensor
 
-    def __init__(self, channels: int, message: Tensor):
+    def __init__(self, channels: int, message: Tensor, width: int = 32):
         super().__init__()
-        self.encoder = ImageToMap(channels, channels, extra=len(message))
-        self.decoder = decoder(channels, len(message))
+        self.encoder = ImageToMap(channels, channels, extra=len(message), width=width)
+        self.decoder = decoder(channels, len(message), width)
         self.register_buffer("message", message.float())
 
     def residual(self, images: Tensor, messages: Tensor) -> Tensor:
@@ -66,11 +66,11 @@ class MessageTrigger(SpecificTrigger):
         return ((self.read(images) > 0.5) == self.message.cpu().bool()).float().mean(1)
 
 
-def decoder(channels: int, bits: int) -> nn.Sequential:
+def decoder(channels: int, bits: int, width: int) -> nn.Sequential:
     """Images -> logits (N, bits), float32: a network like `small_cnn`, so that what it reads a victim can learn."""
-    stem = nn.Sequential(nn.Conv2d(channels, 32, 4, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU())
-    blocks = [conv(32, 64, pool=True), conv(64, 64)]
-    return nn.Sequential(stem, *blocks, QuarterMean(), nn.Flatten(), nn.Linear(4 * 64, bits))
+    stem = nn.Sequential(nn.Conv2d(channels, width, 4, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+    blocks = [conv(width, 2 * width, pool=True), conv(2 * width, 2 * width)]
+    return nn.Sequential(stem, *blocks, QuarterMean(), nn.Flatten(), nn.Linear(4 * 2 * width, bits))
 
 
 def budget(progress: float, psnr: float) -> float:
