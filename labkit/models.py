@@ -53,10 +53,11 @@ def conv(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
 class SmallCNN(nn.Sequential):
     """A 4x4 convolution with stride 2, then four 3x3 convolutions in three blocks: 440,000 weights for 10 classes.
 
-    width: channels of the stem. Sizes at width 32, for 32x32 images: stem (32, 16, 16), block1 (64, 8, 8), block2 (128, 4, 4), block3 (256, 4, 4). Most of the
-    work is done at 16x16 and below, where a CPU is fast. The head takes the mean of each quarter of a channel, so the
-    network knows roughly where it saw something; with one mean or maximum for the whole image a patch acts wherever it
-    lies, and a reversed trigger (Lab 07) need not lie where the true one does.
+    Sizes for 32x32 images: stem (32, 16, 16), block1 (64, 8, 8), block2 (128, 4, 4), block3 (256, 4, 4); `width` says
+    how many channels the stem has, and all others in proportion. Most of the work is done at 16x16 and below, where a
+    CPU is fast. The head takes the mean of each quarter of a channel, so the network knows roughly where it saw
+    something; with one mean or maximum for the whole image a patch acts wherever it lies, and a reversed trigger
+    (Lab 07) need not lie where the true one does.
     """
 
     def __init__(self, channels: int, classes: int, width: int = 32):

@@ -46,7 +46,7 @@ __all__ = ["CLASSES", "SIGNS_VERSION", "draw", "icon"]
 
 SIGNS_VERSION = "3"  # part of the cache key: raise it whenever a change here moves a single byte
 TEXELS = 96  # a face is sampled from a picture of this size: two to four texels per sample
-CHUNK = 128  # pictures at a time: arrays that stay in the processor's cache, and that two threads needn't take turns for
+CHUNK = 128  # pictures at a time: arrays that fit in the processor's cache, and are worth a thread's turn
 DICE = 2048  # random numbers per picture, besides one for each pixel of each colour
 
 
