@@ -230,7 +230,7 @@ def test_the_seed_repeats_and_another_seed_differs():
 
 def test_a_victim_comes_back_from_the_cache_bit_for_bit_with_its_networks_and_message(tmp_path, monkeypatch):
     monkeypatch.setenv("LABKIT_CACHE", str(tmp_path))
-    epochs, attack = [], replace(ATTACK, epochs=1)
+    epochs, attack = [], replace(ATTACK, epochs=1, width=16)
     first, second = (victim(attack, splits(), seed=3, callback=epochs.append, **SHORT) for _ in range(2))
     assert len(epochs) == 1  # the second was read
     assert isinstance(second.trigger, MessageTrigger) and first.report == second.report and second.target == 1
@@ -239,6 +239,14 @@ def test_a_victim_comes_back_from_the_cache_bit_for_bit_with_its_networks_and_me
     images = splits().test.images
     assert torch.equal(first.trigger(images), second.trigger(images))
     assert torch.equal(first.trigger.read(images), second.trigger.read(images))
+
+
+def test_width_is_that_of_both_networks():
+    for attack, width in ((ATTACK, 32), (replace(ATTACK, width=8), 8)):
+        trigger = attack.build_trigger(image_set(4, size=16))
+        assert trigger.encoder.down[0].out_channels == trigger.decoder[0][0].out_channels == width
+        assert trigger(torch.rand(2, 3, 16, 16)).shape == (2, 3, 16, 16)
+        assert trigger.read(torch.rand(2, 3, 16, 16)).shape == (2, 4)
 
 
 def test_a_loss_that_is_not_finite_is_named_with_its_step():

@@ -202,3 +202,13 @@ def test_the_mean_loss_of_guessing_is_log_k():
         model[1].bias.zero_()
     train(model, data, config=config, callback=told.append, progress=False)
     assert told[0].loss == pytest.approx(math.log(4), abs=1e-3)
+
+
+def test_tiny_cnn_is_small_cnn_at_half_its_width():
+    small, tiny = (build(arch, 3, 10) for arch in ("small_cnn", "tiny_cnn"))
+    assert [name for name, _ in small.named_parameters()] == [name for name, _ in tiny.named_parameters()]
+    for a, b in zip(small.modules(), tiny.modules(), strict=True):
+        if isinstance(a, torch.nn.Conv2d):
+            assert a.out_channels == 2 * b.out_channels
+    weights = [round(sum(p.numel() for p in model.parameters()), -4) for model in (small, tiny)]
+    assert weights == [440_000, 110_000]  # as labkit/models.py says
