@@ -11,17 +11,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Profile:
-    """name of the profile; data, for `load`; arch, for `train` and `victim`."""
+    """name of the profile; data, for `load`; arch, for `train` and `victim`; many, the arch of labs that train many."""
 
     name: str
     data: str
     arch: str
+    many: str
 
     def __str__(self) -> str:
         return f"profile {self.name}: data {self.data}, network {self.arch}"
 
 
-PROFILES = {p.name: p for p in (Profile("quick", "signs", "small_cnn"), Profile("full", "cifar10", "wrn16_1"))}
+PROFILES = {
+    p.name: p
+    for p in (Profile("quick", "signs", "small_cnn", "tiny_cnn"), Profile("full", "cifar10", "wrn16_1", "wrn16_1"))
+}
 
 
 def profile() -> Profile:

@@ -11,6 +11,7 @@ from torch import nn
 from labkit.augment import augment, some_compressed
 from labkit.metrics import evaluate
 from labkit.models import ARCHITECTURES, build, named_layer
+from labkit.profiles import profile
 from labkit.train import Epoch, TrainConfig, one_cycle, train, varied
 from tests.tiny import image_set, linear_model
 
@@ -212,3 +213,9 @@ def test_tiny_cnn_is_small_cnn_at_half_its_width():
             assert a.out_channels == 2 * b.out_channels
     weights = [round(sum(p.numel() for p in model.parameters()), -4) for model in (small, tiny)]
     assert weights == [440_000, 110_000]  # as labkit/models.py says
+
+
+@pytest.mark.parametrize("name", ["quick", "full"])
+def test_a_profile_names_networks_that_there_are(name, monkeypatch):
+    monkeypatch.setenv("LABKIT_PROFILE", name)
+    assert {profile().arch, profile().many} <= set(ARCHITECTURES)
