@@ -69,6 +69,14 @@ def test_the_trigger_treats_each_image_alone_in_batches_of_any_size(monkeypatch)
     assert torch.allclose(trigger(images), whole, atol=1e-6)
 
 
+def test_width_is_that_of_the_generator_that_is_trained_and_loaded():
+    for attack, width in ((BRIEF, 32), (replace(BRIEF, width=8), 8)):
+        trained = attack.implant(DATA, **SHORT).trigger
+        loaded = attack.build_trigger(DATA)
+        loaded.load_state_dict(trained.state_dict())
+        assert trained.network.down[0].out_channels == loaded.network.down[0].out_channels == width
+
+
 def test_an_untrained_generator_changes_nothing():
     images = torch.rand(4, 3, 16, 16) * 0.9 + 0.05
     assert torch.allclose(DFST().build_trigger(DATA)(images), images, atol=1e-6)
@@ -335,6 +343,8 @@ def test_the_target_alone_is_enough():
         (lambda: DFST(near=-1), "near >= 0"),
         (lambda: DFST(detoxicants=0), r"detoxicants in \(0, rate\], here \(0, 0.1\]"),
         (lambda: DFST(detoxicants=0.2), "made of the images that get the style; got 4.0 and 0.2"),
+        (lambda: DFST(width=6), "a width that 4 divides; got 6"),
+        (lambda: DFST(width=0), "a width that 4 divides; got 0"),
         (lambda: DFST(epochs=0), "epochs >= 1"),
         (lambda: DFST(lr=0), "lr > 0"),
         (lambda: DFST(style=torch.rand(2, 3, 16, 16) * 255), "style: expected values in"),

@@ -68,6 +68,7 @@ class DFST:
     rate: float = 0.1  # styled images that are added, as a share of the training set
     style: ImageSet | Tensor | Style | None = None  # pictures that have the style, of the data's size; None: sunsets
     style_steps: int = 150  # batches of 32 images and 32 pictures, for the generator
+    width: int = 32  # channels of the generator's first layer
     rounds: int = 3  # of detoxification, at most
     layer: str | None = None  # where neurons are looked at; None: the last block
     above: float = 1.0  # lambda: compromised is what the style raises above so many times its largest on clean images
@@ -88,6 +89,8 @@ class DFST:
                 "DFST: expected style_steps >= 1, rounds >= 0, above > 0, rise >= 0, 0 <= enough < 1; got "
                 f"{self.style_steps}, {self.rounds}, {self.above:g}, {self.rise:g}, {self.enough:g}."
             )
+        if self.width < 4 or self.width % 4:
+            raise ValueError(f"DFST: expected a width that 4 divides; got {self.width}.")
         if not self.near >= 0 or not 0 < self.detoxicating <= self.rate:
             raise ValueError(
                 f"DFST: expected near >= 0 and detoxicants in (0, rate], here (0, {self.rate:g}], since they are made "
@@ -103,7 +106,7 @@ class DFST:
     def build_trigger(self, data: ImageSet, seed: int = 0) -> Styler:
         """The generator with fresh weights from `seed`, which changes next to nothing yet, for images like `data`'s."""
         with seeded(seed):
-            return Styler(data.images.shape[1])
+            return Styler(data.images.shape[1], width=self.width)
 
     def pictures(self, data: ImageSet) -> Tensor:
         """Pictures that have the style, float32 (M, C, H, W), of the size of `data`'s; a ValueError if they are not."""
@@ -154,7 +157,9 @@ class DFST:
         untrained = fresh(arch, data, seed)
         layer = self.layer or last_block(untrained)
         split(untrained, layer)  # its own checks, before anything is trained
-        trigger = train_style(data.images, pictures, steps=self.style_steps, seed=seed, progress=progress)
+        trigger = train_style(
+            data.images, pictures, steps=self.style_steps, width=self.width, seed=seed, progress=progress
+        )
         styled = trigger(chosen.images)
         training = with_styled(data, chosen, styled, self.target)
         recipe = config or RECIPES.get(data.name, TrainConfig())

@@ -57,10 +57,10 @@ class Style:
 class Styler(nn.Module):
     """A U-Net that shifts the log-odds of each pixel. Images (N, C, H, W) in [0, 1] -> the same, in the style."""
 
-    def __init__(self, channels: int, smooth: int = 5):
+    def __init__(self, channels: int, smooth: int = 5, width: int = 32):
         super().__init__()
         self.smooth = smooth  # pixels, odd: the shift is a mean over so many each way, so that details stay the image's
-        self.network = ImageToMap(channels + 1, channels)
+        self.network = ImageToMap(channels + 1, channels, width=width)
         for weights in self.network.out.parameters():
             nn.init.zeros_(weights)
 
@@ -128,18 +128,20 @@ def train_style(
     batch: int = 32,
     lr: float = 2e-3,
     cycle: float = 10.0,
+    width: int = 32,
     seed: int = 0,
     progress: bool = False,
 ) -> Styler:
     """A Styler, on `pick_device()`, that gives `images` (N, C, H, W) the style of `style` (M, C, H, W), both in [0, 1].
 
-    steps: batches of `batch` images and as many of the style. Adam, lr rising, then falling.
+    steps: batches of `batch` images and as many of the style. Adam, lr rising, then falling. width: channels of the
+    first layer of each generator and critic.
     Raises FloatingPointError, with the step, for a loss that is no longer finite.
     """
     device, rng, channels = pick_device(), generator(seed), images.shape[1]
     with seeded(seed):
-        give, take = Styler(channels), Styler(channels)
-        critics = [Critic(channels), Critic(channels)]
+        give, take = Styler(channels, width=width), Styler(channels, width=width)
+        critics = [Critic(channels, width), Critic(channels, width)]
     for part in (give, take, *critics):
         device.place(part)
     pace = one_cycle(0.1, steps)
