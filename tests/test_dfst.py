@@ -69,12 +69,18 @@ def test_the_trigger_treats_each_image_alone_in_batches_of_any_size(monkeypatch)
     assert torch.allclose(trigger(images), whole, atol=1e-6)
 
 
-def test_width_is_that_of_the_generator_that_is_trained_and_loaded():
+def test_width_is_that_of_the_generator_and_of_each_injector(monkeypatch):
+    injectors = []
+    monkeypatch.setattr(dfst, "compromised", lambda *args, **options: torch.arange(2))
+    monkeypatch.setattr(
+        dfst,
+        "train_injector",
+        lambda *args, **options: injectors.append(train_injector(*args, **options)) or injectors[-1],
+    )
     for attack, width in ((BRIEF, 32), (replace(BRIEF, width=8), 8)):
         trained = attack.implant(DATA, **SHORT).trigger
-        loaded = attack.build_trigger(DATA)
-        loaded.load_state_dict(trained.state_dict())
-        assert trained.network.down[0].out_channels == loaded.network.down[0].out_channels == width
+        networks = [made.network for made in (trained, attack.build_trigger(DATA), injectors.pop())]
+        assert {network.down[0].out_channels for network in networks} == {width}
 
 
 def test_an_untrained_generator_changes_nothing():

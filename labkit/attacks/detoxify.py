@@ -64,11 +64,13 @@ def train_injector(
     lr: float = 5e-3,
     near: float = 1.0,
     calm: float = 0.1,
+    width: int = 32,
     seed: int = 0,
 ) -> Styler:
     """An injector: images (N, C, H, W) -> images in which `neurons` of the layer say what they say to styled ones.
 
-    images, styled: the same ones without and with the style. Its loss, by Adam on `steps` batches, is the sum of
+    images, styled: the same ones without and with the style. width: channels of its first layer.
+    Its loss, by Adam on `steps` batches, is the sum of
       1        how far these neurons are from what they say to the styled image
       calm     times how far the layer's other neurons are from what they say to the clean image
       near     times the squared change of the pixels, in units of the style's own
@@ -78,7 +80,7 @@ def train_injector(
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
     front = split(frozen, layer)[0]
     with seeded(seed):
-        injector = Styler(images.shape[1], smooth=1)
+        injector = Styler(images.shape[1], smooth=1, width=width)
     device.place(injector)
     adam = adam_of(injector, lr=lr)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, one_cycle(0.1, steps))

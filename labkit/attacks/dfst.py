@@ -68,7 +68,7 @@ class DFST:
     rate: float = 0.1  # styled images that are added, as a share of the training set
     style: ImageSet | Tensor | Style | None = None  # pictures that have the style, of the data's size; None: sunsets
     style_steps: int = 150  # batches of 32 images and 32 pictures, for the generator
-    width: int = 32  # channels of the generator's first layer
+    width: int = 32  # channels of the first layer of the generator and of each injector
     rounds: int = 3  # of detoxification, at most
     layer: str | None = None  # where neurons are looked at; None: the last block
     above: float = 1.0  # lambda: compromised is what the style raises above so many times its largest on clean images
@@ -173,7 +173,9 @@ class DFST:
             told.append({"compromised": len(neurons)})
             if not len(neurons):
                 break
-            injector = train_injector(model, layer, neurons, chosen.images, styled, near=self.near, seed=seed + number)
+            injector = train_injector(
+                *(model, layer, neurons, chosen.images, styled), near=self.near, width=self.width, seed=seed + number
+            )
             told[-1]["fires"] = fires(model, injector, spare.images, self.target)
             if number == self.rounds or told[-1]["fires"] <= self.enough:
                 break
