@@ -171,12 +171,6 @@ def test_a_victim_comes_back_from_the_cache_bit_for_bit_with_its_networks(tmp_pa
     assert torch.equal(first.trigger(images), second.trigger(images))
 
 
-def test_training_lasts_longer_than_the_recipe_by_the_promised_factor():
-    epochs, short = [], {"config": TrainConfig(epochs=2, batch_size=32), "progress": False}
-    InputAware(target=1, mask_epochs=1, longer=1.5).implant(DATA, callback=epochs.append, **short)
-    assert [epoch.number for epoch in epochs] == [1, 2, 3]
-
-
 def test_the_network_keeps_odd_sizes_and_looks_at_one_image_at_a_time():
     network, images = ImageToMap(1, 2), torch.rand(3, 1, 11, 13)
     maps = network(images)
@@ -204,7 +198,6 @@ def test_the_target_alone_is_enough():
         (lambda: InputAware(diversity=-1), "diversity >= 0"),
         (lambda: InputAware(mask_epochs=0), "mask_epochs >= 1"),
         (lambda: InputAware(lr=0), "lr > 0"),
-        (lambda: InputAware(longer=0), "longer > 0"),
         (lambda: InputAware(9).implant(image_set()), "target: expected a class from 0 to 3; got 9"),
         (lambda: InputAware().implant(image_set(size=6)), "at least 8x8 pixels; got 6x6"),
         (lambda: InputAware().implant(image_set(), arch="vgg"), "architecture: expected one of"),

@@ -27,7 +27,7 @@ came to 94 and 87%.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +89,6 @@ class InputAware:
     diversity: float = 1.0  # weight of the diversity loss beside the cross entropy (nats)
     mask_epochs: int = 2  # over the training set, before the classifier's
     lr: float = 3e-3  # of Adam, for both networks
-    longer: float = 1.0  # classifier and patterns are trained for so many times the recipe's epochs
 
     def __post_init__(self):
         check_rate(self.rate)
@@ -98,11 +97,8 @@ class InputAware:
                 "InputAware: expected 0 <= cross <= 1 - rate, 0 < density < 1, diversity >= 0; got cross "
                 f"{self.cross:g} with rate {self.rate:g}, density {self.density:g}, diversity {self.diversity:g}."
             )
-        if self.mask_epochs < 1 or not self.lr > 0 or not self.longer > 0:
-            raise ValueError(
-                f"InputAware: expected mask_epochs >= 1, lr > 0, longer > 0; got {self.mask_epochs}, {self.lr:g}, "
-                f"{self.longer:g}."
-            )
+        if self.mask_epochs < 1 or not self.lr > 0:
+            raise ValueError(f"InputAware: expected mask_epochs >= 1, lr > 0; got {self.mask_epochs}, {self.lr:g}.")
 
     def build_trigger(self, data: ImageSet, seed: int = 0) -> InputAwareTrigger:
         """Both networks with fresh weights from `seed`, for images like those of `data`."""
@@ -135,8 +131,7 @@ class InputAware:
         device.place(trigger)
         train_masks(trigger, data, self, recipe, seed, progress)
         model = device.place(fresh(arch, data, seed))
-        long = replace(recipe, epochs=max(1, round(self.longer * recipe.epochs)))
-        train_together(model, trigger, data, self, long, seed, callback, progress)
+        train_together(model, trigger, data, self, recipe, seed, callback, progress)
         report = evaluate(model, test, trigger, self.target) if test else None
         return Victim(model, trigger, self.target, report, card_of(self, data, arch, seed, config))
 
