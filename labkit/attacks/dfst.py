@@ -46,7 +46,7 @@ from torch import Tensor
 
 from labkit.attacks.base import PoisonedSet, Victim, card_of, check_batch, check_rate
 from labkit.attacks.detoxify import compromised, fires, train_injector
-from labkit.attacks.specific import SMALLEST
+from labkit.attacks.specific import SMALLEST, check_width
 from labkit.attacks.style import Style, Styler, train_style
 from labkit.attacks.sunset import sunsets
 from labkit.channels import last_block, split
@@ -89,8 +89,7 @@ class DFST:
                 "DFST: expected style_steps >= 1, rounds >= 0, above > 0, rise >= 0, 0 <= enough < 1; got "
                 f"{self.style_steps}, {self.rounds}, {self.above:g}, {self.rise:g}, {self.enough:g}."
             )
-        if self.width < 4 or self.width % 4:
-            raise ValueError(f"DFST: expected a width that 4 divides; got {self.width}.")
+        check_width(self.width)
         if not self.near >= 0 or not 0 < self.detoxicating <= self.rate:
             raise ValueError(
                 f"DFST: expected near >= 0 and detoxicants in (0, rate], here (0, {self.rate:g}], since they are made "

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from labkit.attacks.base import PoisonAttack, PoisonedSet, Victim, another, card_of, check_batch, check_rate
-from labkit.attacks.specific import SMALLEST
+from labkit.attacks.specific import SMALLEST, check_width
 from labkit.attacks.steganography import START, MessageTrigger, train_networks
 from labkit.data import ImageSet
 from labkit.device import device_of, generator, pick_device
@@ -67,11 +67,9 @@ class ISSBA:
                 f"ISSBA: expected bits >= 1 and a finite psnr >= {START:g} dB, where the encoder starts; got "
                 f"{self.bits} and {self.psnr}. 25 to 32 dB is faint."
             )
-        if self.epochs < 1 or not self.lr > 0 or self.width < 4 or self.width % 4:
-            raise ValueError(
-                "ISSBA: expected epochs >= 1, lr > 0, and a width that 4 divides; got epochs "
-                f"{self.epochs}, lr {self.lr}, width {self.width}."
-            )
+        check_width(self.width)
+        if self.epochs < 1 or not self.lr > 0:
+            raise ValueError(f"ISSBA: expected epochs >= 1, lr > 0; got {self.epochs}, {self.lr}.")
 
     def build_trigger(self, data: ImageSet, seed: int = 0) -> MessageTrigger:
         """Encoder and decoder with fresh weights, and a message, all from `seed`, for images like those of `data`."""

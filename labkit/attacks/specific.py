@@ -20,6 +20,13 @@ from labkit.metrics import BATCH
 SMALLEST = 8  # pixels a side: the U-Net halves the image twice
 
 
+def check_width(width: int) -> int:
+    """The width of an ImageToMap, if its channels can be normalised in four groups; else a ValueError."""
+    if width < 4 or width % 4:
+        raise ValueError(f"width: expected a multiple of 4, since channels are normalised in 4 groups; got {width!r}.")
+    return width
+
+
 class ImageToMap(nn.Module):
     """A U-Net of five convolutions that does its work at half and quarter size, where a CPU is fast.
 
