@@ -5,6 +5,7 @@ from labkit.device import keep_freed_memory, pick_device
 keep_freed_memory()
 
 from labkit import attacks, checks, defenses, plots, widgets  # noqa: E402
+from labkit.at_once import at_once  # noqa: E402
 from labkit.attacks.base import Victim  # noqa: E402
 from labkit.data import ImageSet, Splits, load  # noqa: E402
 from labkit.metrics import Report, evaluate, predict  # noqa: E402
@@ -18,6 +19,7 @@ __all__ = [
     "Splits",
     "TrainConfig",
     "Victim",
+    "at_once",
     "attacks",
     "checks",
     "defenses",

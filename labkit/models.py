@@ -13,6 +13,7 @@ one channel of its output is one "neuron" of the pruning papers; `head` pools an
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 
 import torch
@@ -138,10 +139,16 @@ def build(arch: str, channels: int, classes: int, seed: int = 0) -> nn.Module:
         return ARCHITECTURES[arch](channels, classes)
 
 
+TURN = threading.RLock()
+
+
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Within it, torch draws from `seed` (the CPU's generator); afterwards its generator is as it was."""
-    with torch.random.fork_rng(devices=[]):
+    """Within it, torch draws from `seed` (the CPU's generator); afterwards its generator is as it was.
+
+    There is one such generator for all threads: they take turns.
+    """
+    with TURN, torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator(seed))))
         yield
 

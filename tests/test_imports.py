@@ -10,7 +10,7 @@ from conftest import PROJECT
 # A module imports from its own part and from earlier tiers.
 TIERS = (
     ("cache", "device", "jpeg", "layers", "profiles"),
-    ("models", "kept", "augment"),
+    ("models", "kept", "augment", "at_once"),
     ("data",),
     ("metrics", "train", "channels", "stealth"),
     ("attacks", "defenses"),

@@ -1,5 +1,7 @@
 """InputAware: every image its own trigger, that of another does nothing; nothing but the promised images is touched."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -198,6 +200,8 @@ def test_the_target_alone_is_enough():
         (lambda: InputAware(diversity=-1), "diversity >= 0"),
         (lambda: InputAware(mask_epochs=0), "mask_epochs >= 1"),
         (lambda: InputAware(lr=0), "lr > 0"),
+        (lambda: InputAware(width=6), "width: expected a multiple of 4.*got 6"),
+        (lambda: InputAware(width=0), "width: expected a multiple of 4.*got 0"),
         (lambda: InputAware(9).implant(image_set()), "target: expected a class from 0 to 3; got 9"),
         (lambda: InputAware().implant(image_set(size=6)), "at least 8x8 pixels; got 6x6"),
         (lambda: InputAware().implant(image_set(), arch="vgg"), "architecture: expected one of"),
@@ -219,3 +223,11 @@ def test_batches_are_varied_as_in_the_recipe_before_anything_is_painted(monkeypa
     monkeypatch.setattr(input_aware, "paint", lambda images, m, p: seen.append(float(images.abs().max())) or images)
     InputAware(target=1, mask_epochs=1).implant(DATA, **SHORT)
     assert SHORT["config"] in seen and set(seen) == {SHORT["config"], 0.0}
+
+
+def test_width_is_that_of_the_pattern_network():
+    for attack, width in ((ATTACK, 32), (replace(ATTACK, width=8), 8)):
+        assert attack.build_trigger(DATA).pattern_network.down[0].out_channels == width
+    attack = replace(ATTACK, width=8, mask_epochs=1)
+    made = attack.implant(DATA, **SHORT)
+    assert made.card["settings"]["width"] == made.trigger.pattern_network.down[0].out_channels == 8

@@ -35,7 +35,15 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from labkit.attacks.base import Victim, card_of, check_batch, check_batch_share, check_rate
-from labkit.attacks.specific import SMALLEST, ImageToMap, SpecificTrigger, adam_of, batches, descend
+from labkit.attacks.specific import (
+    SMALLEST,
+    ImageToMap,
+    SpecificTrigger,
+    adam_of,
+    batches,
+    check_width,
+    descend,
+)
 from labkit.data import ImageSet
 from labkit.device import device_of, generator, pick_device
 from labkit.metrics import check_target, evaluate
@@ -46,10 +54,10 @@ from labkit.train import RECIPES, Epoch, TrainConfig, fresh, one_cycle, sgd, var
 class InputAwareTrigger(SpecificTrigger):
     """The mask network and the pattern network: images (N, C, H, W) -> images with their triggers."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, width: int = 32):
         super().__init__()
         self.mask_network = ImageToMap(channels, 1, width=16)
-        self.pattern_network = ImageToMap(channels, channels)
+        self.pattern_network = ImageToMap(channels, channels, width=width)
 
     def mask(self, images: Tensor) -> Tensor:
         """Opacity of the trigger at each pixel: (N, 1, H, W) in [0, 1]."""
@@ -87,6 +95,7 @@ class InputAware:
     cross: float = 0.1  # share of each batch with another image's trigger, labels kept (the paper's rho_c)
     density: float = 0.06  # share of an image that its mask may cover
     diversity: float = 1.0  # weight of the diversity loss beside the cross entropy (nats)
+    width: int = 32  # channels of the pattern network's first layer
     mask_epochs: int = 2  # over the training set, before the classifier's
     lr: float = 3e-3  # of Adam, for both networks
 
@@ -97,13 +106,14 @@ class InputAware:
                 "InputAware: expected 0 <= cross <= 1 - rate, 0 < density < 1, diversity >= 0; got cross "
                 f"{self.cross:g} with rate {self.rate:g}, density {self.density:g}, diversity {self.diversity:g}."
             )
+        check_width(self.width)
         if self.mask_epochs < 1 or not self.lr > 0:
             raise ValueError(f"InputAware: expected mask_epochs >= 1, lr > 0; got {self.mask_epochs}, {self.lr:g}.")
 
     def build_trigger(self, data: ImageSet, seed: int = 0) -> InputAwareTrigger:
         """Both networks with fresh weights from `seed`, for images like those of `data`."""
         with seeded(seed):
-            return InputAwareTrigger(data.images.shape[1])
+            return InputAwareTrigger(data.images.shape[1], self.width)
 
     def implant(
         self,
