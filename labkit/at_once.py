@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any
 
 import torch
 
 from labkit.device import pick_device
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
-
-def at_once(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+def at_once(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
     """[function(item) for item in items], in the order of `items`; on a CPU as many at a time as it has threads.
 
     The threads of torch are shared out: two items on two threads have one each. So a result is, to the last bit, what
