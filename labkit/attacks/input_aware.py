@@ -35,15 +35,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from labkit.attacks.base import Victim, card_of, check_batch, check_batch_share, check_rate
-from labkit.attacks.specific import (
-    SMALLEST,
-    ImageToMap,
-    SpecificTrigger,
-    adam_of,
-    batches,
-    check_width,
-    descend,
-)
+from labkit.attacks.specific import SMALLEST, ImageToMap, SpecificTrigger, adam_of, batches, check_width, descend
 from labkit.data import ImageSet
 from labkit.device import device_of, generator, pick_device
 from labkit.metrics import check_target, evaluate
